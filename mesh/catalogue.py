@@ -1,0 +1,112 @@
+"""The catalogue: every tier that a graph may call, with its endpoints, prices, limits and privacy class."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import orjson
+
+from mesh.prices import Prices
+from mesh.vocabulary import Capability, Privacy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """Microseconds that one attempt may wait, always within what is left of the request's deadline."""
+
+    connect_us: int = 5_000_000
+    first_token_us: int = 60_000_000
+    token_gap_us: int = 30_000_000
+    total_us: int = 300_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One place where a tier can be called. Secrets are not here: `api_key_env` names the environment variable."""
+
+    name: str
+    base_url: str = ""
+    api_key_env: str | None = None
+    weight: int = 1
+    region: str | None = None
+    insecure: bool = False
+    ca_file: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    max_concurrent: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """A tier as the catalogue knows it.
+
+    `provider` names the wire (`openai`, `local`, `scripted`, `recorded`), `model` what that wire calls it, `version`
+    the pinned version that traversals report. `prices` of None means unknown: such a tier is refused before a call.
+    `rank` orders tiers for escalation. `path` is a GGUF file of a local tier. `per_hour_nusd` is what its machine
+    costs an hour, where it is charged by measured run time. `price_source` says where the prices are from, or why
+    there are none.
+    """
+
+    name: str
+    provider: str
+    model: str
+    version: str
+    endpoints: tuple[Endpoint, ...]
+    prices: Prices | None
+    context_window: int
+    max_output_tokens: int
+    default_max_tokens: int
+    capabilities: frozenset[Capability]
+    privacy: Privacy
+    rank: int = 0
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    max_concurrent: int | None = None
+    template_tokens: int = 16  # the chat template's own tokens per message, at most
+    path: str | None = None
+    replicas: int = 1
+    per_hour_nusd: int | None = None
+    price_source: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data, for the digest. Holds no secret."""
+        return {
+            "name": self.name,
+            "provider": self.provider,
+            "model": self.model,
+            "version": self.version,
+            "endpoints": [[e.name, e.base_url, e.weight, e.region, e.insecure] for e in self.endpoints],
+            "prices": repr(self.prices),
+            "per_hour_nusd": self.per_hour_nusd,
+            "context_window": self.context_window,
+            "max_output_tokens": self.max_output_tokens,
+            "default_max_tokens": self.default_max_tokens,
+            "capabilities": sorted(self.capabilities),
+            "privacy": self.privacy,
+            "rank": self.rank,
+            "timeouts": repr(self.timeouts),
+            "options": dict(self.options),
+        }
+
+
+def digest(data: object) -> str:
+    """The version of any plain data: 16 hex digits of SHA-256 over canonical JSON."""
+    return hashlib.sha256(orjson.dumps(data, option=orjson.OPT_SORT_KEYS, default=str)).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """The tiers by name."""
+
+    tiers: Mapping[str, ModelSpec]
+    version: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        described = [self.tiers[name].describe() for name in sorted(self.tiers)]
+        object.__setattr__(self, "version", digest(described))
+
+    def get(self, tier: str) -> ModelSpec | None:
+        return self.tiers.get(tier)
+
+
+EMPTY: Final = Catalogue({})

@@ -1,0 +1,180 @@
+"""What a traversal carries from hop to hop: the request, its signals, and the answers so far. Frozen values."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+from mesh.prices import Usage
+from mesh.vocabulary import Cause, Ended, Priority, Privacy, Risk
+
+Signal: TypeAlias = str | int | float | bool | None
+"""A measured property of the request. Never content: traversals keep signals."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hints:
+    """What the caller asks for. A hint narrows what tenant, graph and policy allow; it never widens it."""
+
+    priority: Priority = Priority.CHEAPEST
+    latency_ms: int | None = None
+    max_cost_nusd: int | None = None
+    quality_floor: float | None = None
+    risk: Risk | None = None
+    privacy: Privacy | None = None
+    region: str | None = None
+    task: str | None = None
+    session: str | None = None
+    workflow: str | None = None
+    escalate: bool = False
+    retry_of: str | None = None
+    when: str = "now"
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+NO_HINTS = Hints()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One request as the graph sees it.
+
+    `messages` are in the chat-completions form. `params` are the further fields that a provider gets as they are.
+    `text` is the text of the last user message; `system` that of the system messages.
+    """
+
+    messages: tuple[Mapping[str, Any], ...]
+    params: Mapping[str, Any] = field(default_factory=dict)
+    max_tokens: int | None = None
+    seed: int = 0
+    hints: Hints = NO_HINTS
+    text: str = ""
+    system: str = ""
+
+
+def request_of(
+    messages: Sequence[Mapping[str, Any]] | str,
+    *,
+    params: Mapping[str, Any] | None = None,
+    max_tokens: int | None = None,
+    seed: int = 0,
+    hints: Hints = NO_HINTS,
+) -> Request:
+    """A request from chat messages, or from one user's text."""
+    if isinstance(messages, str):
+        messages = ({"role": "user", "content": messages},)
+    user = [m for m in messages if m.get("role") == "user"]
+    system = [m for m in messages if m.get("role") in ("system", "developer")]
+    return Request(
+        messages=tuple(messages),
+        params=params or {},
+        max_tokens=max_tokens,
+        seed=seed,
+        hints=hints,
+        text=message_text(user[-1]) if user else "",
+        system="\n".join(message_text(m) for m in system),
+    )
+
+
+def message_text(message: Mapping[str, Any]) -> str:
+    """The text of a message, whose content is a string or a list of parts."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        return "\n".join(p["text"] for p in content if isinstance(p, Mapping) and isinstance(p.get("text"), str))
+    return ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A reply that could be given to the caller.
+
+    `tier` is None where a tool or a respond node spoke. `valid` is what validators said of it: None if none looked.
+    """
+
+    node: str
+    message: Mapping[str, Any]
+    finish_reason: str = "stop"
+    tier: str | None = None
+    model_version: str | None = None
+    usage: Usage = Usage()
+    logprobs: Mapping[str, Any] | None = None
+    rank: int = 0
+    valid: bool | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    streamed: bool = False
+
+    @property
+    def text(self) -> str:
+        return message_text(self.message)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Where a traversal stands. Nodes read it; what they return is folded in by `after`."""
+
+    request: Request
+    signals: Mapping[str, Signal] = field(default_factory=dict)
+    answers: tuple[Answer, ...] = ()
+    spoken: Answer | None = None  # what a respond node said; it outranks all answers
+
+    @property
+    def answer(self) -> Answer | None:
+        """The latest answer: what validators judge."""
+        return self.answers[-1] if self.answers else None
+
+    @property
+    def best(self) -> Answer | None:
+        """The answer to give if the traversal ends now: spoken, else not refuted, else of the highest rank, else last."""
+        if self.spoken is not None:
+            return self.spoken
+        if not self.answers:
+            return None
+        order = {True: 2, None: 1, False: 0}
+        return max(enumerate(self.answers), key=lambda item: (order[item[1].valid], item[1].rank, item[0]))[1]
+
+    def after(self, verdict: "Verdict") -> "State":
+        """This state with what a node found."""
+        signals = {**self.signals, **verdict.signals} if verdict.signals else self.signals
+        answers = self.answers
+        if verdict.valid is not None and answers:
+            # A later validator cannot acquit what an earlier one refuted.
+            valid = verdict.valid and answers[-1].valid is not False
+            answers = (*answers[:-1], replace(answers[-1], valid=valid))
+        if verdict.answer is not None:
+            answers = (*answers, verdict.answer)
+        return State(self.request, signals, answers, verdict.spoken or self.spoken)
+
+    def joined(self, branches: Sequence["State"]) -> "State":
+        """This state with what the branches of a fan-out added, in branch order, whatever order they ended in."""
+        signals = dict(self.signals)
+        answers = list(self.answers)
+        spoken = self.spoken
+        for branch in branches:
+            signals.update(branch.signals)
+            for index, answer in enumerate(branch.answers):
+                if index >= len(self.answers):
+                    answers.append(answer)
+                elif answer.valid is False or answers[index].valid is None:
+                    answers[index] = replace(answers[index], valid=answer.valid)
+            spoken = branch.spoken or spoken
+        return State(self.request, signals, tuple(answers), spoken)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What a node found.
+
+    `outcome` picks the edge. `because` is the typed cause. `signals` are measured properties, never content. `answer`
+    is a new answer; `valid` a judgement of the latest one; `spoken` and `ends` are a respond node's.
+    """
+
+    outcome: str
+    because: Cause
+    signals: Mapping[str, Signal] = field(default_factory=dict)
+    answer: Answer | None = None
+    valid: bool | None = None
+    spoken: Answer | None = None
+    ends: Ended | None = None

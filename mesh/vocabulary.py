@@ -1,0 +1,239 @@
+"""The closed vocabularies: every word that a traversal, a graph or a reply may use for a kind, an outcome or a reason.
+
+A word that is not here does not exist. `docs/glossary.md` has the same tables; a test compares the two.
+"""
+
+from enum import StrEnum
+from typing import Final
+
+START: Final = "START"
+END: Final = "END"
+
+
+class Kind(StrEnum):
+    """What a node is."""
+
+    RULE = "rule"
+    PRESCREEN = "prescreen"
+    REDACT = "redact"
+    CLASSIFIER = "classifier"
+    RETRIEVER = "retriever"
+    DISPATCHER = "dispatcher"
+    MODEL = "model"
+    TOOL = "tool"
+    VALIDATOR = "validator"
+    JUDGE = "judge"
+    VOTE = "vote"
+    CACHE = "cache"
+    HUMAN = "human"
+    JOIN = "join"
+    RESPOND = "respond"
+    END = "end"
+
+
+class Ended(StrEnum):
+    """How a whole traversal ended."""
+
+    OK = "ok"
+    DEGRADED = "degraded"
+    CAPPED = "capped"
+    REFUSED = "refused"
+    REVIEW = "review"
+    QUEUED = "queued"
+    CUT = "cut"
+    ERROR = "error"
+    CANCELLED = "cancelled"
+    PLANNED = "planned"  # a dry run: the route up to the first paid call
+
+
+class Failure(StrEnum):
+    """The standard failure outcomes of a node that calls a model. They are edges like any other."""
+
+    TIMEOUT = "timeout"
+    UNAVAILABLE = "unavailable"
+    RATE_LIMITED = "rate_limited"
+    FILTERED = "filtered"
+    INVALID_REPLY = "invalid_reply"
+    OVER_BUDGET = "over_budget"
+    OVER_DEADLINE = "over_deadline"
+    THROTTLED = "throttled"
+
+
+FAILURES: Final[frozenset[str]] = frozenset(Failure)
+
+OK: Final = "ok"
+TRUNCATED: Final = "truncated"
+ANSWERED: Final[frozenset[str]] = frozenset({OK, TRUNCATED})
+CANCELLED: Final = "cancelled"  # a loser of a join, or a hop of a traversal that was cancelled
+FAULT: Final = "fault"  # the node's own code raised; ends the traversal as `error`
+CAPPED: Final = "capped"
+CUT: Final = "cut"
+
+
+class Joined(StrEnum):
+    """The outcomes of a join."""
+
+    JOINED = "joined"
+    VETOED = "vetoed"
+    SHORT = "short"
+
+
+class Reason(StrEnum):
+    """Why a candidate was not taken."""
+
+    OVER_BUDGET = "over_budget"
+    TOO_SLOW = "too_slow"
+    BELOW_QUALITY_FLOOR = "below_quality_floor"
+    REGION = "region"
+    PRIVACY = "privacy"
+    CAPABILITY = "capability"
+    CONTEXT_WINDOW = "context_window"
+    BREAKER_OPEN = "breaker_open"
+    RATE_LIMITED = "rate_limited"
+    OVERLOADED = "overloaded"
+    TENANT = "tenant"
+    DENIED_BY_HINT = "denied_by_hint"
+    THROTTLED = "throttled"
+    UNCALIBRATED = "uncalibrated"
+    STICKY_SESSION = "sticky_session"
+    BYPASS = "bypass"
+    DEARER = "dearer"
+    SLOWER = "slower"
+    WEAKER = "weaker"
+    NOT_CONFIGURED = "not_configured"
+    UNKNOWN_PRICE = "unknown_price"
+
+
+class Cause(StrEnum):
+    """Why a node ended with its outcome: the words of `because` on a hop."""
+
+    # any node
+    ALWAYS = "always"
+    NODE_RAISED = "node_raised"
+    REQUEST_CANCELLED = "request_cancelled"
+    JOIN_DECIDED = "join_decided"
+    ALL_ARRIVED = "all_arrived"
+    FIRST_ARRIVED = "first_arrived"
+    QUORUM_REACHED = "quorum_reached"
+    QUORUM_LOST = "quorum_lost"
+    VETO = "veto"
+    NODE_TIMEOUT = "node_timeout"
+    # caps
+    HOP_CAP = "hop_cap"
+    VISIT_CAP = "visit_cap"
+    MODEL_CALL_CAP = "model_call_cap"
+    TOKEN_CAP = "token_cap"
+    MONEY_CAP = "money_cap"
+    DEADLINE = "deadline"
+    DRY_RUN = "dry_run"
+    # rules, screens and classifiers
+    RULE_MATCHED = "rule_matched"
+    NO_RULE_MATCHED = "no_rule_matched"
+    NO_FINDING = "no_finding"
+    FINDING = "finding"
+    ABOVE_THRESHOLD = "above_threshold"
+    BELOW_THRESHOLD = "below_threshold"
+    NEAREST_LABEL = "nearest_label"
+    TOO_CLOSE = "too_close"
+    TOO_SHORT = "too_short"
+    # calls
+    REPLIED = "replied"
+    LENGTH_LIMIT = "length_limit"
+    NOT_CONFIGURED = "not_configured"
+    NO_CANDIDATE = "no_candidate"
+    CONNECT_FAILED = "connect_failed"
+    CONNECT_TIMEOUT = "connect_timeout"
+    FIRST_TOKEN_TIMEOUT = "first_token_timeout"
+    TOKEN_GAP_TIMEOUT = "token_gap_timeout"
+    TOTAL_TIMEOUT = "total_timeout"
+    UPSTREAM_ERROR = "upstream_error"
+    UPSTREAM_REJECTED = "upstream_rejected"
+    UPSTREAM_AUTH = "upstream_auth"
+    UPSTREAM_RATE_LIMIT = "upstream_rate_limit"
+    UPSTREAM_GARBAGE = "upstream_garbage"
+    STREAM_CUT = "stream_cut"
+    CONTENT_FILTER = "content_filter"
+    BUDGET = "budget"
+    LEDGER_DOWN = "ledger_down"
+    # tools and validators
+    SOLVED = "solved"
+    NO_SUM = "no_sum"
+    VALID = "valid"
+    NO_ANSWER = "no_answer"
+    EMPTY = "empty"
+    NOT_JSON = "not_json"
+    SCHEMA = "schema"
+    NOT_A_LABEL = "not_a_label"
+    PATTERN = "pattern"
+    LENGTH = "length"
+    FALLBACK_PHRASE = "fallback_phrase"
+    # ends
+    RESPONDED = "responded"
+
+
+class Scope(StrEnum):
+    """Whose budget an account is. Reserve names the first that refuses, in this order."""
+
+    REQUEST = "request"
+    SESSION = "session"
+    WORKFLOW = "workflow"
+    TENANT = "tenant"
+    PARENT = "parent"
+
+
+class Dimension(StrEnum):
+    """What a cap or an account bounds."""
+
+    HOPS = "hops"
+    VISITS = "visits"
+    MODEL_CALLS = "model_calls"
+    TOKENS = "tokens"
+    COST_NUSD = "cost_nusd"
+    SECONDS = "seconds"
+
+
+class Privacy(StrEnum):
+    """Who sees what is sent to a tier, from nobody else to anybody's cloud."""
+
+    LOCAL = "local"  # never leaves this cluster
+    PRIVATE = "private"  # a contract says that nothing is kept
+    PUBLIC = "public"
+
+
+class Capability(StrEnum):
+    """What a tier can do beyond plain text."""
+
+    TOOLS = "tools"
+    JSON = "json"
+    VISION = "vision"
+    LOGPROBS = "logprobs"
+    STREAM = "stream"
+
+
+class Priority(StrEnum):
+    """What the caller would rather have."""
+
+    CHEAPEST = "cheapest"
+    FASTEST = "fastest"
+    BEST = "best"
+    PRIVATE = "private"
+    REVIEWED = "reviewed"
+
+
+class Risk(StrEnum):
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+
+
+class AttemptStatus(StrEnum):
+    """How one call on the wire ended."""
+
+    OK = "ok"
+    TIMEOUT = "timeout"
+    UNAVAILABLE = "unavailable"
+    RATE_LIMITED = "rate_limited"
+    FILTERED = "filtered"
+    INVALID_REPLY = "invalid_reply"
+    CUT = "cut"
+    CANCELLED = "cancelled"
