@@ -1,0 +1,126 @@
+"""What a node is: one decision or one inference, with its finite outcomes and its worst case declared."""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mesh.state import State, Verdict
+from mesh.vocabulary import Joined, Kind
+
+if TYPE_CHECKING:
+    from mesh.hop import Hop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """The most that one run of a node may need. `None` is unbounded (of tokens: what the tier's spec allows).
+
+    `model_calls` counts calls on the wire: calls x attempts, hedges included. `seconds` of 0 means inline work of
+    microseconds, on which no timer is set.
+    """
+
+    model_calls: int = 0
+    output_tokens: int | None = 0
+    seconds: float | None = 0
+
+
+INLINE = Demand()
+
+
+class Node(ABC):
+    """Base of all nodes. A node is frozen data and one async function; the hop is its only door outside.
+
+    Subclasses are frozen dataclasses. They set `kind`, name their `outcomes`, and, where they call models, their
+    `demand`, `tiers` and `failures`.
+    """
+
+    kind: ClassVar[Kind]
+
+    @property
+    @abstractmethod
+    def outcomes(self) -> frozenset[str]:
+        """The labels that this node may end with, standard failures left out. Each must have an edge."""
+
+    @property
+    def failures(self) -> frozenset[str]:
+        """The standard failures that this node may end with. Where no edge names one, the graph's `on_failure` does."""
+        return frozenset()
+
+    @property
+    def demand(self) -> Demand:
+        return INLINE
+
+    @property
+    def tiers(self) -> tuple[str, ...]:
+        """All tiers that this node may ever call."""
+        return ()
+
+    @property
+    def optional_tiers(self) -> tuple[str, ...]:
+        """Tiers that the catalogue may lack: the node then ends as `unavailable` without a call."""
+        return ()
+
+    @abstractmethod
+    async def run(self, state: State, hop: "Hop") -> Verdict:
+        """Decide. Cancellation may arrive at any await, and must be let through."""
+
+    def warm(self) -> None:
+        """Load what the first run would otherwise wait for (weights, tables). Called once, off the event loop."""
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data that says all that this node does, for the graph's version and its drawing."""
+        fields = dataclasses.fields(self) if dataclasses.is_dataclass(self) else ()
+        described = {field.name: plain(getattr(self, field.name)) for field in fields}
+        return {"type": f"{type(self).__module__}.{type(self).__qualname__}", "kind": self.kind, **described}
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON knows it, in an order that does not depend on the process."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(str, value))
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    if callable(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    return str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Join(Node):
+    """Where the branches of a fan-out meet. Outcomes: `joined`, `vetoed`, `short` (too few branches can still come).
+
+    Args:
+        need: "all", "any", or how many branches must arrive.
+        veto: outcomes that decide the join at once when a branch arrives with one of them.
+    """
+
+    need: str | int = "all"
+    veto: tuple[str, ...] = ()
+
+    kind: ClassVar[Kind] = Kind.JOIN
+
+    def __post_init__(self) -> None:
+        if self.need not in ("all", "any") and not (isinstance(self.need, int) and self.need >= 1):
+            raise ValueError(f"Join(need={self.need!r}): need is 'all', 'any' or a number of branches from 1")
+        object.__setattr__(self, "veto", (self.veto,) if isinstance(self.veto, str) else tuple(self.veto))
+
+    @property
+    def outcomes(self) -> frozenset[str]:
+        """`vetoed` only where a veto is declared."""
+        return frozenset({Joined.JOINED, Joined.SHORT} | ({Joined.VETOED} if self.veto else set()))
+
+    def needed(self, branches: int) -> int:
+        """How many of so many branches must arrive."""
+        if isinstance(self.need, int):
+            return self.need
+        return branches if self.need == "all" else 1
+
+    async def run(self, state: State, hop: "Hop") -> Verdict:
+        raise NotImplementedError("a join is decided by the walker, from its branches")
