@@ -1,0 +1,94 @@
+"""Which endpoints of a tier a request may be sent to. What residency, privacy, capability or the caller forbids is out.
+
+The door asks this again right before the wire, whatever chose the tier: no fallback, override or hint relaxes it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mesh.catalogue import Endpoint, ModelSpec
+from mesh.prices import Prices
+from mesh.providers.protocol import Message
+from mesh.run import Run
+from mesh.state import Hints
+from mesh.trace import Rejection
+from mesh.vocabulary import Capability, Privacy, Reason
+
+EXPOSURE = {Privacy.LOCAL: 0, Privacy.PRIVATE: 1, Privacy.PUBLIC: 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A tier that may be called, its known prices, and the endpoints that the request may be sent to."""
+
+    spec: ModelSpec
+    prices: Prices
+    endpoints: tuple[Endpoint, ...]
+
+
+def candidate_endpoints(
+    run: Run, tier: str, messages: Sequence[Message], params: Mapping[str, Any]
+) -> tuple[Candidate | None, list[Rejection]]:
+    """The tier if it may be called, and every rejection with its typed reason."""
+    spec = run.door.catalogue.get(tier)
+    if spec is None or spec.provider not in run.door.providers:
+        return None, [Rejection(tier, Reason.NOT_CONFIGURED)]
+    hints = run.request.hints
+    if (refused := _refusal(spec, hints, messages, params)) is not None:
+        return None, [refused]
+    if spec.prices is None:
+        return None, [Rejection(tier, Reason.UNKNOWN_PRICE)]
+    if run.door.tiers.breaker_open(tier):
+        return None, [Rejection(tier, Reason.BREAKER_OPEN)]
+    if run.door.tiers.rate_limited(tier):
+        return None, [Rejection(tier, Reason.RATE_LIMITED)]
+    if hints.region is None:
+        return Candidate(spec, spec.prices, spec.endpoints), []
+    return _in_region(spec, spec.prices, hints.region)
+
+
+def _refusal(
+    spec: ModelSpec, hints: Hints, messages: Sequence[Message], params: Mapping[str, Any]
+) -> Rejection | None:
+    if spec.name in hints.deny or (hints.allow and spec.name not in hints.allow):
+        return Rejection(spec.name, Reason.DENIED_BY_HINT)
+    if hints.privacy is not None and EXPOSURE[spec.privacy] > EXPOSURE[hints.privacy]:
+        return Rejection(spec.name, Reason.PRIVACY, {"tier": spec.privacy, "asked": hints.privacy})
+    for needed in needed_capabilities(messages, params):
+        if needed not in spec.capabilities:
+            return Rejection(spec.name, Reason.CAPABILITY, {"needed": needed})
+    return None
+
+
+def _in_region(spec: ModelSpec, prices: Prices, region: str) -> tuple[Candidate | None, list[Rejection]]:
+    """Endpoints in the region. A local tier is where its caller is; an endpoint of unknown region is out."""
+    if spec.privacy is Privacy.LOCAL:
+        return Candidate(spec, prices, spec.endpoints), []
+    inside = tuple(e for e in spec.endpoints if e.region == region)
+    out = [
+        Rejection(f"{spec.name}/{e.name}", Reason.REGION, {"endpoint": e.region, "asked": region})
+        for e in spec.endpoints
+        if e.region != region
+    ]
+    return (Candidate(spec, prices, inside) if inside else None), out
+
+
+def needed_capabilities(messages: Sequence[Message], params: Mapping[str, Any]) -> list[Capability]:
+    """What a tier must be able to do for this call."""
+    needed = []
+    if params.get("tools") or params.get("functions"):
+        needed.append(Capability.TOOLS)
+    kind = (params.get("response_format") or {}).get("type")
+    if kind in ("json_object", "json_schema"):
+        needed.append(Capability.JSON)
+    if params.get("logprobs"):
+        needed.append(Capability.LOGPROBS)
+    if any(_has_image(message) for message in messages):
+        needed.append(Capability.VISION)
+    return needed
+
+
+def _has_image(message: Message) -> bool:
+    content = message.get("content")
+    return isinstance(content, list) and any(isinstance(p, Mapping) and p.get("type") == "image_url" for p in content)

@@ -1,0 +1,80 @@
+"""How many tokens a text has: an upper bound before a call, a count of our own where a provider sends no usage."""
+
+import importlib.util
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import orjson
+
+MESSAGE_OVERHEAD_TOKENS = 8  # role, separators and name, in any chat template that was read
+IMAGE_TOKENS = 4_096  # the dearest tile formula that was read; images are bounded, not counted
+
+
+def bound_tokens(messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any], template_tokens: int) -> int:
+    """The most input tokens that these messages and tools can be.
+
+    A byte-level tokeniser never makes more tokens than UTF-8 bytes; the template's own tokens come on top.
+    """
+    total = template_tokens
+    for message in messages:
+        total += template_tokens + MESSAGE_OVERHEAD_TOKENS
+        for key, value in message.items():
+            total += _bound_value(value) if key != "role" else 0
+    for key in ("tools", "functions", "response_format"):
+        if params.get(key) is not None:
+            total += len(orjson.dumps(params[key])) + template_tokens
+    return total
+
+
+def _bound_value(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value) if value.isascii() else len(value.encode())
+    if isinstance(value, list):
+        return sum(_bound_part(part) for part in value)
+    return len(orjson.dumps(value)) if value is not None else 0
+
+
+def _bound_part(part: Any) -> int:
+    if isinstance(part, Mapping) and part.get("type") == "image_url":
+        return IMAGE_TOKENS
+    if isinstance(part, Mapping) and isinstance(part.get("text"), str):
+        return len(part["text"].encode()) + MESSAGE_OVERHEAD_TOKENS
+    return len(orjson.dumps(part))
+
+
+def count_messages(messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any], template_tokens: int) -> int:
+    """Our own count of the input, for a provider that sent no usage. Never above `bound_tokens`."""
+    counter = _counter()
+    total = template_tokens
+    for message in messages:
+        total += MESSAGE_OVERHEAD_TOKENS + counter(_flat(message))
+    if params.get("tools"):
+        total += counter(orjson.dumps(params["tools"]).decode())
+    return min(total, bound_tokens(messages, params, template_tokens))
+
+
+def count_text(text: str) -> int:
+    """Our own count of a text's tokens."""
+    return _counter()(text) if text else 0
+
+
+def _flat(message: Mapping[str, Any]) -> str:
+    content = message.get("content")
+    return content if isinstance(content, str) else orjson.dumps(content).decode()
+
+
+@cache
+def _counter() -> Callable[[str], int]:
+    """The tokeniser that comes inside wordllama (Llama 2's). Counts of other families differ by some 15 %."""
+    from tokenizers import Tokenizer  # noqa: PLC0415 -- 40 ms, and needed only where a provider sent no usage
+
+    spec = importlib.util.find_spec("wordllama")
+    if spec is None or not spec.submodule_search_locations:
+        return lambda text: -(-len(text.encode()) // 3)
+    folder = pathlib.Path(spec.submodule_search_locations[0])
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizers" / "l2_supercat_tokenizer_config.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
