@@ -1,0 +1,154 @@
+"""The traversal record, made from a run that ended: how it ended, why, what it cost, and how much of each cap it used."""
+
+from mesh.engine.walker import Cursor
+from mesh.prices import Usage
+from mesh.run import Run
+from mesh.state import Answer
+from mesh.trace import CapUse, Escalation, HopRecord, Traversal
+from mesh.units import US_PER_S
+from mesh.vocabulary import FAILURES, FAULT, Cause, Dimension, Ended, Failure, Kind, Scope
+
+EXPLAINING = frozenset({Kind.END, Kind.RESPOND, Kind.JOIN})
+PROSE_LIMIT = 300  # the line goes into a header
+
+
+def traversal_of(run: Run, cursor: Cursor, langgraph_us: int) -> Traversal:
+    """The record of a run; `run.records` are already in path order."""
+    request, hints, meta = run.request, run.request.hints, run.meta
+    ended, cause = _ending(run, cursor)
+    best = cursor.state.best
+    hops = run.records
+    traversal = Traversal(
+        request_id=run.id,
+        client_request_id=meta.client_request_id,
+        graph=run.graph.name,
+        graph_version=run.graph.version,
+        catalogue_version=run.door.catalogue.version,
+        started_at=run.started_at,
+        seed=request.seed,
+        tenant=meta.tenant,
+        user=meta.user,
+        client_retry=meta.client_retry,
+        traceparent=meta.traceparent,
+        session=hints.session,
+        workflow=hints.workflow,
+        region=hints.region,
+        task=hints.task or _signal(cursor, "task"),
+        risk=hints.risk or _lane_risk(run),
+        priority=hints.priority,
+        tags=hints.tags,
+        lane=_lane(run),
+        outcome=ended,
+        cause=cause,
+        hops=hops,
+        ingress_us=run.entered_us - run.started_us,
+        langgraph_us=langgraph_us,
+        escalations=_escalations(run),
+        cost_nusd=sum(hop.cost_nusd for hop in hops),
+        input_tokens=sum(a.usage.input for hop in hops for a in hop.attempts),
+        output_tokens=sum(a.usage.output for hop in hops for a in hop.attempts),
+        ignored_hints=[dict(hint) for hint in meta.ignored_hints],
+    )
+    if best is not None:
+        traversal.model = best.tier or best.node
+        traversal.model_version = best.model_version
+        if best.valid is not None:
+            traversal.quality.append({"source": "validator", "value": float(best.valid)})
+    traversal.baseline_cost_nusd = _baseline_nusd(run, ended, best)
+    traversal.caps = _caps(run, traversal)
+    traversal.because = _prose(traversal)
+    return traversal
+
+
+def _ending(run: Run, cursor: Cursor) -> tuple[Ended, str]:
+    """How the traversal ended. First what stopped it, then a respond node's word, then the last outcome."""
+    last_cause = next((hop.because for hop in reversed(run.records) if hop.kind is not Kind.END), "")
+    if run.ended is not None:
+        return run.ended, run.cause or last_cause
+    if run.said is not None:
+        return run.said, last_cause
+    if cursor.on in FAILURES or cursor.on == FAULT:
+        return _failed(run, cursor), last_cause
+    if cursor.state.best is None:
+        return Ended.ERROR, Cause.NO_ANSWER
+    return Ended.OK, last_cause
+
+
+def _failed(run: Run, cursor: Cursor) -> Ended:
+    """A failure that no edge took, or that an edge led to END."""
+    if cursor.on == Failure.OVER_BUDGET:
+        scope = next((hop.state.get("scope") for hop in reversed(run.records) if "scope" in hop.state), Scope.REQUEST)
+        return Ended.CAPPED if scope == Scope.REQUEST else Ended.REFUSED
+    if cursor.on == Failure.OVER_DEADLINE and cursor.state.best is not None:
+        return Ended.CAPPED
+    return Ended.REFUSED if cursor.on in (Failure.FILTERED, Failure.THROTTLED) else Ended.ERROR
+
+
+def _signal(cursor: Cursor, name: str) -> str | None:
+    value = cursor.state.signals.get(name)
+    return value if isinstance(value, str) else None
+
+
+def _lane(run: Run) -> str | None:
+    lanes = [run.graph.lane_of[hop.node] for hop in run.records if hop.node in run.graph.lane_of]
+    return lanes[-1] if lanes else None
+
+
+def _lane_risk(run: Run) -> str | None:
+    entered = _lane(run)
+    return next((lane.risk for lane in run.graph.lanes if lane.name == entered), None)
+
+
+def _escalations(run: Run) -> list[Escalation]:
+    """Each hop to a tier of higher rank than one already tried, in path order."""
+    found: list[Escalation] = []
+    highest: tuple[int, HopRecord] | None = None
+    for hop in run.records:
+        for attempt in hop.attempts[:1]:
+            spec = run.door.catalogue.get(attempt.model)
+            if spec is None:
+                continue
+            if highest is not None and spec.rank > highest[0]:
+                found.append(Escalation(highest[1].node, hop.node, hop.edges[0].on))
+            if highest is None or spec.rank > highest[0]:
+                highest = (spec.rank, hop)
+    return found
+
+
+def _baseline_nusd(run: Run, ended: Ended, best: Answer | None) -> int | None:
+    """What the same tokens would have cost at the baseline's prices. Refused requests are left out."""
+    spec = run.door.catalogue.get(run.graph.baseline) if run.graph.baseline else None
+    if spec is None or spec.prices is None or best is None or ended is Ended.REFUSED or best.tier is None:
+        return None
+    return spec.prices.cost_nusd(Usage(input=best.usage.input, output=best.usage.output))
+
+
+def _caps(run: Run, traversal: Traversal) -> dict[str, CapUse]:
+    limits = run.limits
+    seconds = None if limits.time_us is None else limits.time_us / US_PER_S
+    elapsed = (run.now_us() - run.started_us) / US_PER_S
+    return {
+        Dimension.HOPS: CapUse(run.hops_used, limits.hops),
+        Dimension.VISITS: CapUse(max(run.visits.values(), default=0), limits.visits),
+        Dimension.MODEL_CALLS: CapUse(run.model_calls_used, limits.model_calls),
+        Dimension.TOKENS: CapUse(traversal.input_tokens + traversal.output_tokens, limits.tokens),
+        Dimension.COST_NUSD: CapUse(traversal.cost_nusd, limits.cost_nusd),
+        Dimension.SECONDS: CapUse(round(elapsed, 6), seconds),
+    }
+
+
+def _prose(traversal: Traversal) -> str:
+    """One line: who answered, and which outcomes led there."""
+    steps = [
+        f"{hop.node} {hop.outcome} ({hop.because})"
+        for hop in traversal.hops
+        if hop.kind not in EXPLAINING and not hop.parallel
+    ]
+    who = f"{traversal.model} answered" if traversal.model else "no answer"
+    if traversal.outcome not in (Ended.OK, Ended.DEGRADED):
+        who = f"{traversal.outcome} by {traversal.cause}, {who}"
+    elif traversal.outcome is Ended.DEGRADED:
+        who = f"degraded: {who}"
+    line = f"{who}: {', '.join(steps)}" if steps else who
+    line = line.encode("ascii", "replace").decode()
+    return line if len(line) <= PROSE_LIMIT else line[: PROSE_LIMIT - 3] + "..."

@@ -1,0 +1,348 @@
+"""The walker: hops, fan-outs and joins. It does not know LangGraph, and LangGraph does not know of hops.
+
+Each hop ends one interval of time and begins the next, on one clock, so that a traversal's times add up exactly.
+Source: docs/decisions/0001-walker-inside-langgraph.md
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final, TypeAlias
+
+from mesh.graph import BuiltGraph, Target
+from mesh.hop import CallFailed, Hop, Stopped
+from mesh.node import Join, Node
+from mesh.run import Run
+from mesh.state import State, Verdict
+from mesh.trace import EdgeRecord, HopRecord
+from mesh.vocabulary import (
+    CANCELLED,
+    CAPPED,
+    CUT,
+    END,
+    FAULT,
+    START,
+    Cause,
+    Ended,
+    Failure,
+    Joined,
+    Kind,
+)
+
+log = logging.getLogger("mesh.walker")
+
+AT_END: Final[Target] = (END,)
+UNTIMED: Final = frozenset({Kind.RESPOND, Kind.JOIN})
+
+Heads: TypeAlias = Callable[[Target], bool]
+"""Whether a stage of its own begins at these targets; the walker stops before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """Where a traversal stands: at the edge about to be walked.
+
+    `path` is that of the next hop, known before it runs. `left_us` is when the source's node ended.
+    """
+
+    source: str
+    on: str
+    targets: Target
+    path: tuple[int, ...]
+    state: State
+    left_us: int
+
+    @property
+    def ended(self) -> bool:
+        return self.targets in ((), AT_END)
+
+
+def start(run: Run) -> Cursor:
+    """The cursor of a traversal that is about to begin."""
+    return Cursor(START, "start", run.graph.edges[START, "start"], (0,), State(run.request), run.entered_us)
+
+
+async def walk(run: Run, cursor: Cursor, heads: Heads) -> Cursor:
+    """Walk at least one step, then on to END or to the next targets at which a stage of its own begins."""
+    while not cursor.ended:
+        cursor = await _step(run, cursor)
+        if heads(cursor.targets):
+            break
+    return cursor
+
+
+def everywhere(targets: Target) -> bool:
+    """Node by node: every target is a stage of its own."""
+    return True
+
+
+def nowhere(targets: Target) -> bool:
+    """One walk for the whole graph."""
+    return False
+
+
+def calls_model(graph: BuiltGraph) -> Heads:
+    """Staged: a stage begins at each target that calls a model, or fans out into branches that do."""
+    heads = {target for target in _all_targets(graph) if any(_region_calls(graph, name, target) for name in target)}
+    return heads.__contains__
+
+
+def _all_targets(graph: BuiltGraph) -> set[Target]:
+    targets = set(graph.edges.values())
+    return targets | {(graph.failure,)} if graph.failure else targets
+
+
+def _region_calls(graph: BuiltGraph, name: str, targets: Target) -> bool:
+    """Whether a node calls a model; in a fan-out, whether any node of the branch does."""
+    seen: set[str] = set()
+    pending = [name]
+    while pending:
+        at = pending.pop()
+        if at == END or at in seen:
+            continue
+        seen.add(at)
+        node = graph.nodes[at]
+        if node.tiers or node.kind is Kind.HUMAN:
+            return True
+        if len(targets) > 1 and not isinstance(node, Join):
+            pending += [t for (source, _), after in graph.edges.items() if source == at for t in after]
+    return False
+
+
+async def _step(run: Run, cursor: Cursor) -> Cursor:
+    if len(cursor.targets) > 1:
+        return await _fan_out(run, cursor)
+    hop = await _hop(run, cursor)
+    return hop if run.ended is None else replace(hop, targets=AT_END)
+
+
+async def _hop(run: Run, cursor: Cursor) -> Cursor:
+    """Walk one edge and run the node at its end."""
+    name = cursor.targets[0]
+    node = run.graph.nodes[name]
+    if (cap := run.cap_reached(name, node)) is not None:
+        run.stop(Ended.CAPPED, cap)
+        return replace(cursor, targets=AT_END)
+    record = _opened(run, cursor, name, node)
+    hop = Hop(run, name, record)
+    began_us = run.now_us()
+    try:
+        verdict = await _verdict(run, node, cursor.state, hop)
+    except asyncio.CancelledError:
+        record.outcome, record.because = CANCELLED, Cause.REQUEST_CANCELLED
+        _timed(record, hop, cursor.left_us, began_us, run.now_us())
+        raise
+    ended_us = run.now_us()
+    _timed(record, hop, cursor.left_us, began_us, ended_us)
+    record.outcome, record.because, record.signals = verdict.outcome, verdict.because, verdict.signals
+    return Cursor(
+        name,
+        verdict.outcome,
+        run.graph.target(name, verdict.outcome),
+        _next(cursor.path),
+        cursor.state.after(verdict),
+        ended_us,
+    )
+
+
+def _opened(run: Run, cursor: Cursor, name: str, node: Node) -> HopRecord:
+    """Count the hop before it runs, and list it at once: a cancelled hop counts too."""
+    visit = run.visits[name] = run.visits.get(name, 0) + 1
+    run.hops_used += 1
+    record = HopRecord(cursor.path, name, node.kind, visit, [EdgeRecord(cursor.source, name, cursor.on)])
+    run.records.append(record)
+    return record
+
+
+async def _verdict(run: Run, node: Node, state: State, hop: Hop) -> Verdict:
+    """Run the node; whatever it raises becomes an outcome."""
+    left_us = run.left_us()
+    if left_us is not None and left_us <= 0 and node.kind not in UNTIMED:
+        return Verdict(outcome=Failure.OVER_DEADLINE, because=Cause.DEADLINE)
+    try:
+        verdict = await _timely(node, state, hop, left_us)
+    except CallFailed as failed:
+        verdict = Verdict(outcome=failed.outcome, because=failed.because)
+    except Stopped as stopped:
+        run.stop(stopped.ended, stopped.cause)
+        return Verdict(outcome=_stopped_outcome(stopped.ended), because=stopped.cause)
+    except Exception as error:
+        # The message may hold content, so only its type and place are logged.
+        log.error("node %s raised %s", hop.name, type(error).__name__, exc_info=_without_message(error))
+        return Verdict(outcome=FAULT, because=Cause.NODE_RAISED)
+    if verdict.outcome == CUT:
+        run.stop(Ended.CUT, verdict.because)
+    elif verdict.outcome not in node.outcomes and verdict.outcome not in node.failures:
+        log.error("node %s ended as %r, which it does not declare", hop.name, verdict.outcome)
+        return Verdict(outcome=FAULT, because=Cause.NODE_RAISED)
+    if verdict.ends is not None:
+        run.respond(verdict.ends, verdict.because)
+    return verdict
+
+
+async def _timely(node: Node, state: State, hop: Hop, left_us: int | None) -> Verdict:
+    """Run the node, no longer than the deadline where it says that it takes time and does not call a model itself."""
+    seconds = node.demand.seconds
+    if left_us is None or seconds == 0 or node.tiers:
+        return await node.run(state, hop)
+    try:
+        async with asyncio.timeout(left_us / 1_000_000):
+            return await node.run(state, hop)
+    except TimeoutError:
+        return Verdict(outcome=Failure.OVER_DEADLINE, because=Cause.NODE_TIMEOUT)
+
+
+def _stopped_outcome(ended: Ended) -> str:
+    return CAPPED if ended is Ended.CAPPED else ended.value
+
+
+def _without_message(error: BaseException) -> tuple[type[BaseException], BaseException, object]:
+    """The traceback, with the message taken out."""
+    bare = RuntimeError(f"{type(error).__name__} (its message may hold content and is not logged)")
+    return RuntimeError, bare, error.__traceback__
+
+
+def _timed(record: HopRecord, hop: Hop, left_us: int, began_us: int, ended_us: int) -> None:
+    """Split the interval from the last node's end to this one's: it is all accounted for, to the microsecond."""
+    edge = record.edges[0]
+    edge.schedule_us = began_us - left_us
+    span_us = ended_us - began_us
+    edge.reserve_us = min(hop.reserve_us, span_us)
+    edge.queue_us = min(hop.queue_us, span_us - edge.reserve_us)
+    edge.transport_us = min(hop.transport_us, span_us - edge.reserve_us - edge.queue_us)
+    record.run_us = span_us - edge.reserve_us - edge.queue_us - edge.transport_us
+
+
+def _next(path: tuple[int, ...]) -> tuple[int, ...]:
+    return (*path[:-1], path[-1] + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Branch:
+    """How a branch ended: at the join, or lost."""
+
+    cursor: Cursor
+    arrived: bool
+
+
+async def _branch(run: Run, cursor: Cursor, join: str) -> _Branch:
+    """Walk one branch until it reaches the join, or is lost: it ended elsewhere, or failed with no edge of its own."""
+    while run.ended is None:
+        cursor = await _step(run, cursor)
+        explicit = (cursor.source, cursor.on) in run.graph.edges
+        if cursor.ended or not explicit or run.ended is not None:
+            break
+        if cursor.targets == (join,):
+            return _Branch(cursor, arrived=True)
+    return _Branch(cursor, arrived=False)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What a join knows so far."""
+
+    need: int
+    veto: tuple[str, ...]
+    open: int
+    arrived: int = 0
+    verdict: Joined | None = None
+    because: Cause = Cause.JOIN_DECIDED
+
+    def count(self, branch: _Branch) -> bool:
+        """Take a branch in; True if it decided the join."""
+        self.open -= 1
+        if branch.arrived and branch.cursor.on in self.veto:
+            self.verdict, self.because = Joined.VETOED, Cause.VETO
+        elif branch.arrived:
+            self.arrived += 1
+            if self.arrived >= self.need:
+                self.verdict = Joined.JOINED
+                self.because = Cause.ALL_ARRIVED if not self.open else Cause.QUORUM_REACHED
+        if self.verdict is None and self.arrived + self.open < self.need:
+            self.verdict, self.because = Joined.SHORT, Cause.QUORUM_LOST
+        return self.verdict is not None
+
+
+async def _fan_out(run: Run, cursor: Cursor) -> Cursor:
+    """Walk all branches at once, and go on from their join as soon as it is decided."""
+    name = run.graph.joins[cursor.source, cursor.on]
+    join = run.graph.nodes[name]
+    assert isinstance(join, Join)
+    tasks = [
+        asyncio.create_task(
+            _branch(run, replace(cursor, targets=(target,), path=(*cursor.path, number, 1)), name),
+            name=f"{run.id}:{target}",
+        )
+        for number, target in enumerate(cursor.targets, 1)
+    ]
+    try:
+        decider, because, verdict = await _decided(run, tasks, _Tally(join.needed(len(tasks)), join.veto, len(tasks)))
+    finally:
+        # Losers settle, under their own shield, before the traversal goes on.
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    _mark_parallel(run, cursor.path, decider)
+    if run.ended is not None:
+        return replace(tasks[decider].result().cursor, targets=AT_END, path=_next(cursor.path))
+    return _joined(run, cursor, name, tasks, decider, verdict, because)
+
+
+async def _decided(run: Run, tasks: "list[asyncio.Task[_Branch]]", tally: _Tally) -> tuple[int, Cause, Joined]:
+    """(number of the deciding branch, why, how). Branches that end together are taken in their order."""
+    pending = set(tasks)
+    while pending:
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        for number, task in enumerate(tasks):
+            if task in done and (tally.count(task.result()) or run.ended is not None):
+                return number, tally.because, tally.verdict or Joined.SHORT
+    raise AssertionError("a join is decided at the latest by its last branch")
+
+
+def _joined(
+    run: Run,
+    cursor: Cursor,
+    name: str,
+    tasks: "list[asyncio.Task[_Branch]]",
+    decider: int,
+    verdict: Joined,
+    because: Cause,
+) -> Cursor:
+    """The join's own hop. Its first edge is the one that decided it; END and joins count against no cap."""
+    began_us = run.now_us()
+    branches = [task.result() for task in tasks if not task.cancelled() and task.exception() is None]
+    deciding = tasks[decider].result()
+    arrived = [deciding, *(b for b in branches if b.arrived and b is not deciding)]
+    visit = run.visits[name] = run.visits.get(name, 0) + 1
+    path = _next(cursor.path)
+    record = HopRecord(path, name, Kind.JOIN, visit, [_edge_into(name, b.cursor, began_us) for b in arrived])
+    record.outcome, record.because = verdict, because
+    record.state = {"decided_by": decider + 1, "arrived": sum(b.arrived for b in branches)}
+    run.records.append(record)
+    state = cursor.state.joined([b.cursor.state for b in branches if b.arrived])
+    ended_us = run.now_us()
+    record.run_us = ended_us - began_us
+    return Cursor(name, verdict, run.graph.target(name, verdict), _next(path), state, ended_us)
+
+
+def _edge_into(name: str, cursor: Cursor, at_us: int) -> EdgeRecord:
+    return EdgeRecord(cursor.source, name, cursor.on, schedule_us=at_us - cursor.left_us)
+
+
+def _mark_parallel(run: Run, path: tuple[int, ...], decider: int) -> None:
+    """Only the deciding branch lies on the critical path."""
+    depth = len(path)
+    for record in run.records:
+        if len(record.path) > depth and record.path[:depth] == path and record.path[depth] != decider + 1:
+            record.parallel = True
+
+
+def finish(run: Run, cursor: Cursor) -> HopRecord:
+    """The hop into END: run time 0, but its edge counts. Puts the records in path order."""
+    run.records.sort(key=lambda record: record.path)
+    ended_us = run.now_us()
+    edge = EdgeRecord(cursor.source, END, cursor.on, schedule_us=ended_us - cursor.left_us)
+    record = HopRecord(cursor.path, END, Kind.END, 1, [edge], outcome=END, because=run.cause or Cause.ALWAYS)
+    run.records.append(record)
+    return record

@@ -1,0 +1,35 @@
+"""The wires by the name that specs use. Each is imported only where the catalogue needs it."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from mesh.catalogue import Catalogue
+from mesh.clock import Clock
+from mesh.errors import ConfigError, nearest
+from mesh.providers.protocol import Provider
+
+if TYPE_CHECKING:
+    from mesh.providers.engine import EngineSource
+
+KNOWN = ("openai", "local", "recorded", "scripted")
+
+
+def providers_for(catalogue: Catalogue, clock: Clock, engines: "EngineSource | None" = None) -> Mapping[str, Provider]:
+    """A provider for each wire that the catalogue's tiers name. `engines` is where local tiers run: default: here."""
+    found: dict[str, Provider] = {}
+    for spec in catalogue.tiers.values():
+        if spec.provider not in found:
+            found[spec.provider] = _made(spec.provider, clock, engines)
+    return found
+
+
+def _made(name: str, clock: Clock, engines: "EngineSource | None") -> Provider:
+    if name == "openai":
+        from mesh.providers.openai import OpenAIProvider  # noqa: PLC0415 -- aiohttp only where it is used
+
+        return OpenAIProvider(clock)
+    if name == "local":
+        from mesh.providers.local import LocalProvider  # noqa: PLC0415
+
+        return LocalProvider(engines or GgufEngines(), clock)
+    raise ConfigError("mesh.toml", f"no provider {name!r}.{nearest(name, KNOWN)}")
