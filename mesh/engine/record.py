@@ -128,12 +128,12 @@ def _caps(run: Run, traversal: Traversal) -> dict[str, CapUse]:
     seconds = None if limits.time_us is None else limits.time_us / US_PER_S
     elapsed = (run.now_us() - run.started_us) / US_PER_S
     return {
-        Dimension.HOPS: CapUse(run.hops_used, limits.hops),
-        Dimension.VISITS: CapUse(max(run.visits.values(), default=0), limits.visits),
-        Dimension.MODEL_CALLS: CapUse(run.model_calls_used, limits.model_calls),
-        Dimension.TOKENS: CapUse(traversal.input_tokens + traversal.output_tokens, limits.tokens),
-        Dimension.COST_NUSD: CapUse(traversal.cost_nusd, limits.cost_nusd),
-        Dimension.SECONDS: CapUse(round(elapsed, 6), seconds),
+        Dimension.HOPS.value: CapUse(run.hops_used, limits.hops),
+        Dimension.VISITS.value: CapUse(max(run.visits.values(), default=0), limits.visits),
+        Dimension.MODEL_CALLS.value: CapUse(run.model_calls_used, limits.model_calls),
+        Dimension.TOKENS.value: CapUse(traversal.input_tokens + traversal.output_tokens, limits.tokens),
+        Dimension.COST_NUSD.value: CapUse(traversal.cost_nusd, limits.cost_nusd),
+        Dimension.SECONDS.value: CapUse(round(elapsed, 6), seconds),
     }
 
 

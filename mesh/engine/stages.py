@@ -78,7 +78,7 @@ class Compiled:
             return await walk(run, cursor, nowhere), 0
         context = Walk(run, cursor)
         began_us = run.now_us()
-        await self._langgraph.ainvoke({"at": START}, self._config, context=context, stream_mode="custom")
+        await self._langgraph.ainvoke({"at": START}, self._config, context=context)
         return context.cursor, run.now_us() - began_us - context.inside_us
 
 

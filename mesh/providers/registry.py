@@ -29,6 +29,7 @@ def _made(name: str, clock: Clock, engines: "EngineSource | None") -> Provider:
 
         return OpenAIProvider(clock)
     if name == "local":
+        from mesh.providers.engine import GgufEngines  # noqa: PLC0415
         from mesh.providers.local import LocalProvider  # noqa: PLC0415
 
         return LocalProvider(engines or GgufEngines(), clock)

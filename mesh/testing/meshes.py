@@ -60,7 +60,7 @@ class CountedIds:
         return f"r{self.count}"
 
 
-def testing_mesh(
+def scripted_mesh(
     graph: Graph,
     replies: Mapping[str, Any],
     *,
