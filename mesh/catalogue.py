@@ -42,9 +42,9 @@ class ModelSpec:
 
     `provider` names the wire (`openai`, `local`, `scripted`, `recorded`), `model` what that wire calls it, `version`
     the pinned version that traversals report. `prices` of None means unknown: such a tier is refused before a call.
-    `rank` orders tiers for escalation. `path` is a GGUF file of a local tier. `per_hour_nusd` is what its machine
-    costs an hour, where it is charged by measured run time. `price_source` says where the prices are from, or why
-    there are none.
+    `rank` orders tiers for escalation. `path` is a GGUF file of a local tier, None the packaged one. `per_hour_nusd`
+    is what its machine costs an hour, where it is charged by measured run time. `price_source` says where the prices
+    are from, or why there are none.
     """
 
     name: str

@@ -1,0 +1,49 @@
+"""The mesh as users start it: `serve run`, with traces on, on ports, a store and a configuration of its own."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+from benchmarks.processes import ended, free_port, start
+from benchmarks.systems import ROOT, System, Upstream, inherited, ready
+
+GRAPH: Final = "bench"
+START_S: Final = 180
+CONFIG: Final = """default = "bench"
+
+[tiers.mock]
+provider = "openai"
+model = "mock-1"
+base_url = "{url}/v1"
+context_window = 8192
+max_output_tokens = 1024
+default_max_tokens = 256
+
+[tiers.mock.price]
+input = "0.10"
+output = "0.40"
+"""
+
+
+@contextlib.contextmanager
+def mesh(mock: Upstream, folder: Path) -> Iterator[System]:
+    """The four-node graph behind plain `serve run`, one ingress replica.
+
+    Raises:
+        ProcessError: it did not start.
+    """
+    home = folder / "mesh"
+    home.mkdir()
+    config = home / "mesh.toml"
+    config.write_text(CONFIG.format(url=mock.url))
+    port = free_port()
+    argv = [str(Path(sys.executable).parent / "serve"), "run", "--app-dir", str(ROOT), "benchmarks.graph:app"]
+    argv += [f"port={port}", f"config={config}"]
+    with ended(start("mesh", argv, folder=folder, env=inherited(), cwd=home)) as running:
+        version = f"ray {metadata.version('ray')}, langgraph {metadata.version('langgraph')}, 1 ingress replica"
+        system = System(name="mesh", version=version, port=port, model=GRAPH, running=running)
+        ready(system, START_S)
+        yield system

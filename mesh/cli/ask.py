@@ -1,0 +1,123 @@
+"""`mesh ask TEXT`: one request through a graph in this process, without Ray. Its traversal is kept like any other."""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+from rich.console import Console
+
+from mesh.cli.stores import ConfigOption, JsonOption, StoreOption, store_folder
+from mesh.cli.tree import traversal_line, traversal_view
+from mesh.clock import SystemClock
+from mesh.config import load_config
+from mesh.deploy import graph_at
+from mesh.engine import Mesh, Told
+from mesh.engine.mesh import door_of
+from mesh.errors import ConfigError
+from mesh.graph import Graph
+from mesh.state import Hints
+from mesh.store.sqlite import SqliteStore
+from mesh.store.writer import TraversalWriter
+from mesh.trace import Traversal
+from mesh.units import nusd
+from mesh.vocabulary import Priority
+
+FAILED = 1
+
+
+def command(
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to ask; '-' reads standard input.")],
+    *,
+    graph: Annotated[
+        str, typer.Option("--graph", metavar="MODULE:NAME", help="The graph, by import path.")
+    ] = "graphs.quickstart:graph",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the route and the rejected tiers, and call no model.")
+    ] = False,
+    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="A system message.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Repeat a traversal's random choices.")] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="The longest reply.")] = None,
+    max_cost_usd: Annotated[
+        str | None, typer.Option("--max-cost-usd", metavar="USD", help="The most to spend, like 0.002.")
+    ] = None,
+    priority: Annotated[Priority, typer.Option("--priority", help="What matters most.")] = Priority.CHEAPEST,
+    as_json: JsonOption = False,
+    store: StoreOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Ask a graph in this process. The answer goes to stdout, one line of explanation to stderr."""
+    question = sys.stdin.read() if text == "-" else text
+    if not question.strip():
+        raise ConfigError("TEXT", "there is nothing to ask.", "Give a question, or '-' and pipe one in.")
+    wishes: dict[str, Any] = {
+        "seed": seed,
+        "max_tokens": max_tokens,
+        "hints": Hints(priority=priority, max_cost_nusd=_nusd(max_cost_usd)),
+    }
+    messages = [{"role": "user", "content": question}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    told = asyncio.run(_asked(_graph(graph), messages, wishes, dry_run, as_json, store, config))
+    if as_json:
+        typer.echo(orjson.dumps({"text": told.text, "traversal": told.traversal.to_json()}, option=orjson.OPT_INDENT_2))
+    elif dry_run:
+        Console().print(traversal_view(told.traversal.to_json()))
+    else:
+        typer.echo(traversal_line(told.traversal.to_json()), err=True)
+    if told.answer is None and not dry_run:
+        raise typer.Exit(FAILED)
+
+
+def _nusd(amount: str | None) -> int | None:
+    if amount is None:
+        return None
+    try:
+        return nusd(amount)
+    except ValueError as error:
+        raise ConfigError("--max-cost-usd", f"{error}.") from error
+
+
+def _graph(path: str) -> Graph:
+    """The graph at `module` or `module:name`, importable from here."""
+    sys.path.insert(0, str(Path.cwd()))
+    return graph_at(path if ":" in path else f"{path}:graph")
+
+
+async def _asked(
+    graph: Graph,
+    messages: list[dict[str, Any]],
+    wishes: dict[str, Any],
+    dry: bool,
+    quiet: bool,
+    store: str | None,
+    config: str | None,
+) -> Told:
+    """Ask, print the reply as it comes, and keep the traversal where `mesh trace last` finds it."""
+    kept: list[Traversal] = []
+    clock = SystemClock()
+    catalogue = load_config(config, os.environ, clock).catalogue
+    mesh = Mesh(graph, door=door_of(clock, catalogue), record=kept.append)
+    try:
+        if dry or quiet:
+            return await mesh.ask(messages, dry=dry, **wishes)
+        return await _printed(mesh, messages, wishes)
+    finally:
+        await mesh.close()
+        if kept and not dry:
+            writer = TraversalWriter(SqliteStore(store_folder(store, config)))
+            writer.put(kept[0])
+            await asyncio.to_thread(writer.close)
+
+
+async def _printed(mesh: Mesh, messages: list[dict[str, Any]], wishes: dict[str, Any]) -> Told:
+    async for piece in mesh.stream(messages, **wishes):
+        if isinstance(piece, Told):
+            typer.echo()
+            return piece
+        typer.echo(piece, nl=False)
+        sys.stdout.flush()
+    raise AssertionError("a stream ends with what was told")

@@ -1,0 +1,47 @@
+"""Which store a command reads: --store, else what --config, MESH_CONFIG or ./mesh.toml say, else ./.mesh."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from mesh.store.sqlite import FILE_NAME, SqliteStore
+
+STORE: Final = ".mesh"
+CONFIG: Final = "mesh.toml"
+VARIABLE: Final = "MESH_CONFIG"
+
+StoreOption = Annotated[
+    str | None, typer.Option("--store", metavar="FOLDER", help="The store. Default: what the configuration says.")
+]
+ConfigOption = Annotated[
+    str | None,
+    typer.Option("--config", metavar="FILE", help="The configuration. Default: $MESH_CONFIG, ./mesh.toml."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def store_folder(store: str | None, config: str | None) -> Path:
+    """The folder of the store.
+
+    Raises:
+        ConfigError: there is a configuration and it cannot be used.
+    """
+    if store is not None:
+        named = Path(store).expanduser()
+        return named.parent if named.name == FILE_NAME else named
+    if config is None and VARIABLE not in os.environ and not Path(CONFIG).exists():
+        return Path(STORE)
+    from mesh.config import load_config
+
+    return load_config(config, os.environ).store.path
+
+
+def opened(store: str | None, config: str | None) -> SqliteStore:
+    """The store, for reading. Replicas may be writing to it.
+
+    Raises:
+        StoreError: there is none yet, or it cannot be read.
+    """
+    return SqliteStore(store_folder(store, config), create=False)

@@ -1,0 +1,188 @@
+"""From a graph module to `serve run`: `app = deployable(graph)`.
+
+Imports neither Ray nor LangGraph. It must never use `from __future__ import annotations`: Serve reads the annotation of
+a builder's argument as an object, and hands over raw strings, unchecked, if it finds text.
+"""
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+
+from mesh.errors import ConfigError, MeshError, nearest
+from mesh.graph import Graph
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+Builder: TypeAlias = "Callable[[MeshArgs], Application]"
+
+CONFIG_ENV = "MESH_CONFIG"
+
+
+class MeshArgs(BaseModel):
+    """What `serve run module:app key=value` takes, and `args:` of a Serve config file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    replicas: int = Field(default=1, ge=1, le=64, description="ingress replicas")
+    config: str | None = Field(default=None, description="mesh.toml; else $MESH_CONFIG, else ./mesh.toml if it is there")
+    store: str | None = Field(default=None, description="the store's folder; else .mesh beside the config")
+    host: str = Field(default="127.0.0.1", description="the address to listen on; beyond loopback, keys are demanded")
+    port: int = Field(default=8000, ge=1, le=65_535, description="the port to listen on")
+    cpus: float = Field(default=0.25, gt=0, le=64, description="CPUs that each ingress replica asks Ray for")
+    dashboard: bool = Field(default=False, description="start Ray's dashboard too, on loopback")
+    verbose: bool = Field(default=False, description="show Ray's and Serve's own output")
+    ingress: str = Field(default="mesh.serve.ingress:ingress_from", description="import path of the ingress factory")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explained(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Pydantic's faults as one short message, all of them at once."""
+        try:
+            return handler(data)
+        except ValidationError as error:
+            faults = [_fault(cls, item["loc"], item["type"], item["msg"], item["input"]) for item in error.errors()]
+        refuse(ConfigError("arguments", " ".join(faults), f"Known: {', '.join(cls.model_fields)}."))
+
+
+def _fault(args: type[BaseModel], where: tuple[int | str, ...], kind: str, message: str, given: object) -> str:
+    name = ".".join(map(str, where))
+    if kind == "extra_forbidden":
+        close = nearest(name, args.model_fields)
+        return f"{name!r} is not one of them.{close if 'mean' in close else ''}"
+    if kind == "missing":
+        return f"{name!r} is missing."
+    return f"{name}={given!r}: {message[0].lower()}{message[1:]}."
+
+
+def refuse(error: MeshError) -> NoReturn:
+    """Raise the error: as one clean message under `serve`, which shows a stack trace for anything else."""
+    click = sys.modules.get("click")
+    if click is not None and click.get_current_context(silent=True) is not None:
+        raise click.ClickException(str(error)) from None
+    raise error
+
+
+def deployable(graph: Graph) -> Builder:
+    """A Serve application builder for one graph; assign it at the top of the graph's module.
+
+    `serve run module:app replicas=2` calls it with typed arguments. The graph is named by its import path, because each
+    replica imports it again: nothing is pickled.
+    """
+    module = _caller()
+
+    def app(args: MeshArgs) -> "Application":
+        return _build([_path_of(graph, app, module)], args)
+
+    app.__dict__["graph"] = graph
+    app.__module__ = module
+    app.__doc__ = f"The Serve application of graph {graph.name!r}."
+    return app
+
+
+class SeveralArgs(MeshArgs):
+    """What `serve run mesh.serve:app` takes."""
+
+    graphs: str = Field(description="graph modules, separated by commas: graphs.a,graphs.b or acme.routes:support")
+
+
+def several(args: SeveralArgs) -> "Application":
+    """One application for several graphs: `serve run mesh.serve:app graphs=graphs.a,graphs.b`."""
+    try:
+        paths = [_only_graph(text.strip()) for text in args.graphs.split(",") if text.strip()]
+        if not paths:
+            raise ConfigError("graphs", "names no graph.", "Give graphs=graphs.a,graphs.b.")
+    except MeshError as error:
+        refuse(error)
+    return _build(paths, args)
+
+
+def graph_at(path: str) -> Graph:
+    """The graph at `module:attribute`, where the attribute is a Graph or what `deployable` made of one.
+
+    Raises:
+        ConfigError: there is no such module, or no graph in it.
+    """
+    module_name, _, attribute = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there, and what it imports is not
+        raise ConfigError(path, f"no module {error.name!r} on sys.path.", "Start where it can be imported.") from None
+    found = getattr(module, attribute, None)
+    graph = getattr(found, "graph", None) if callable(found) else found
+    if not isinstance(graph, Graph):
+        raise ConfigError(path, "is not a graph.", nearest(attribute, _graphs_in(module)).strip())
+    return graph
+
+
+def absolute_paths(args: MeshArgs) -> tuple[str | None, str]:
+    """The config file (None: there is none) and the store's folder, absolute: replicas start in other folders.
+
+    Raises:
+        ConfigError: a config file was named that is not there.
+    """
+    named = args.config or os.environ.get(CONFIG_ENV)
+    config = Path(named or "mesh.toml").expanduser().absolute()
+    if named and not config.is_file():
+        where = "config" if args.config else CONFIG_ENV
+        raise ConfigError(where, f"no file at {config}.", "Give the path of a mesh.toml, or leave it out.")
+    store = Path(args.store).expanduser().absolute() if args.store else config.parent / ".mesh"
+    return (str(config) if config.is_file() else None), str(store)
+
+
+def _build(paths: Sequence[str], args: MeshArgs) -> "Application":
+    # Serve's CLI has put "." there; what starts later runs in other folders.
+    sys.path[:] = [str(Path(entry).absolute()) for entry in sys.path]
+    try:
+        for path in paths:
+            graph_at(path).build()
+        from mesh.serve.builder import application
+
+        return application(paths, args)
+    except MeshError as error:
+        refuse(error)
+
+
+def _caller() -> str:
+    """The module whose code called our caller."""
+    frame = inspect.currentframe()
+    outer = frame.f_back.f_back if frame is not None and frame.f_back is not None else None
+    return str(outer.f_globals.get("__name__", "__main__")) if outer is not None else "__main__"
+
+
+def _path_of(graph: Graph, app: object, module_name: str) -> str:
+    """The import path by which a replica finds the graph again."""
+    remedy = "Assign it at the top of an importable module: app = deployable(graph)."
+    if module_name == "__main__":
+        raise ConfigError(graph.name, "a graph in the main script cannot be imported by the replicas.", remedy)
+    for name, value in vars(sys.modules[module_name]).items():
+        if value is graph or value is app:
+            return f"{module_name}:{name}"
+    raise ConfigError(graph.name, f"neither the graph nor its app has a name in module {module_name!r}.", remedy)
+
+
+def _only_graph(path: str) -> str:
+    """`module` completed to `module:attribute` where the module has one graph."""
+    module_name, _, attribute = path.partition(":")
+    if attribute:
+        graph_at(path)
+        return path
+    try:
+        found = _graphs_in(importlib.import_module(module_name))
+    except ModuleNotFoundError as error:
+        raise ConfigError(path, f"no module {error.name!r} on sys.path.", "Start where it can be imported.") from None
+    if len(found) != 1:
+        raise ConfigError(path, f"has {len(found)} graphs ({', '.join(found)}).", "Name one: module:attribute.")
+    return f"{module_name}:{found[0]}"
+
+
+def _graphs_in(module: object) -> list[str]:
+    return [name for name, value in vars(module).items() if isinstance(value, Graph)]

@@ -1,0 +1,117 @@
+"""From checked arguments to a Serve application: everything that can fail happens here, before a replica starts."""
+
+import atexit
+import importlib
+import ipaddress
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ray.serve import Application
+
+from mesh.deploy import MeshArgs, absolute_paths, graph_at
+from mesh.errors import ConfigError
+from mesh.serve import local
+from mesh.serve.board import Board
+from mesh.serve.flags import port_is_free
+from mesh.serve.placed import PlacedTier, bound
+from mesh.serve.replica import INGRESS, IngressReplica
+from mesh.serve.watch import Watch, Watched, say
+
+
+def application(paths: Sequence[str], args: MeshArgs) -> Application:
+    """The application that serves the graphs at `paths`; under `serve run`, Ray and Serve are started first.
+
+    Raises:
+        MeshError: a graph, the configuration, a model file, the address or the port cannot be used.
+    """
+    run = local.serve_run()
+    own = run is not None and not local.joins_a_cluster(run)
+    settings = _settings(paths, args)
+    placed = _preflight(settings)
+    if run is not None and own:
+        _check_address(args)
+    board = Board(local.private_folder() if own else Path(settings["store"]) / "start")
+    board.folder.mkdir(parents=True, exist_ok=True)
+    settings["run"] = str(board.folder)
+    if run is not None:
+        say(f"mesh: {', '.join(settings['models'])}, {_counted(args.replicas, placed)}")
+        _watch(args, settings, placed, board, own)
+    if run is not None and own:
+        atexit.register(local.remove, board.folder)
+        local.start(args, run, _cpus(args, placed), board)
+    return _bound(settings, args, placed)
+
+
+def _settings(paths: Sequence[str], args: MeshArgs) -> dict[str, Any]:
+    """What an ingress replica is told: plain data that survives JSON."""
+    config, store = absolute_paths(args)
+    names = [graph_at(path).name for path in paths]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError("graphs", f"{', '.join(twice)} is the name of two graphs.", "Rename one: Graph(name).")
+    return {
+        "graphs": list(paths),
+        "models": names,
+        "config": config,
+        "store": store,
+        "host": args.host,
+        "port": args.port,
+        "replicas": args.replicas,
+        "ingress": args.ingress,
+    }
+
+
+def _preflight(settings: dict[str, Any]) -> list[PlacedTier]:
+    """Let the ingress's module check what it will be given, and say which tiers need replicas of their own.
+
+    Beside the factory it may have `preflight(settings) -> Sequence[PlacedTier]`, which raises a MeshError for what
+    cannot be served: a broken config, an unproved bound, a missing model file.
+    """
+    module_name, _, attribute = str(settings["ingress"]).partition(":")
+    module = importlib.import_module(module_name)
+    if not callable(getattr(module, attribute, None)):
+        raise ConfigError("ingress", f"{settings['ingress']} is not a function.", "Give module:function.")
+    json.dumps(settings)  # what a replica is told must be plain data
+    check = getattr(module, "preflight", None)
+    return list(check(dict(settings))) if check is not None else []
+
+
+def _check_address(args: MeshArgs) -> None:
+    try:
+        host = "127.0.0.1" if args.host == "localhost" else str(ipaddress.ip_address(args.host))
+    except ValueError:
+        raise ConfigError(f"host {args.host}", "is not an address.", "Give 127.0.0.1, 0.0.0.0 or one of ours.") from None
+    local.require_free(args, port_is_free(host, args.port))
+
+
+def _watch(args: MeshArgs, settings: dict[str, Any], placed: Sequence[PlacedTier], board: Board, own: bool) -> None:
+    following = Watch(
+        Watched(
+            host=args.host,
+            port=args.port,
+            models=settings["models"],
+            deployments=[INGRESS, *(f"tier-{tier.tier}" for tier in placed)],
+            board=board,
+            on_ready=local.serving,
+            on_failure=local.give_up if own else lambda: None,
+        )
+    )
+    following.start()
+    atexit.register(following.explain_exit)
+
+
+def _bound(settings: dict[str, Any], args: MeshArgs, placed: Sequence[PlacedTier]) -> Application:
+    tiers = {tier.tier: bound(tier, settings["run"]) for tier in placed}
+    deployment = IngressReplica.options(num_replicas=args.replicas, ray_actor_options={"num_cpus": args.cpus})
+    return deployment.bind(settings, tiers)
+
+
+def _cpus(args: MeshArgs, placed: Sequence[PlacedTier]) -> float:
+    return args.replicas * args.cpus + sum(tier.replicas * tier.cpus for tier in placed)
+
+
+def _counted(replicas: int, placed: Sequence[PlacedTier]) -> str:
+    shown = f"{replicas} ingress replica{'s' if replicas > 1 else ''}"
+    return ", ".join([shown, *(f"{tier.tier} on {tier.replicas} of its own" for tier in placed)])

@@ -1,0 +1,196 @@
+"""What `serve run` shows while it starts: each long step, why a start failed, and how to send the first request."""
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from mesh.serve import sockets
+from mesh.serve.board import Board, log_tail
+
+_POLL_S: Final = 0.15
+_SETTLED_POLL_S: Final = 1.0
+_SILENCE_S: Final = 15.0
+_QUESTION: Final = "What is the capital of France? Answer with one word."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """What to watch: the address that clients use, the models they may name, and what was started.
+
+    `on_ready` is called once, when the API answers; `on_failure` once, when a replica could not start before that.
+    """
+
+    host: str
+    port: int
+    models: Sequence[str]
+    deployments: Sequence[str]
+    board: Board
+    on_ready: Callable[[], None]
+    on_failure: Callable[[], None]
+
+    @property
+    def url(self) -> str:
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "::", "*") else self.host  # noqa: S104
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+
+class Watch:
+    """Follows one start in a thread of its own, and goes on telling what the board says until the process ends."""
+
+    def __init__(self, watched: Watched) -> None:
+        self._watched = watched
+        self._offset = 0
+        self._shown: set[str] = set()
+        self._up = False
+        self._failed = False
+        self._news_at = time.monotonic()
+
+    def start(self) -> None:
+        threading.Thread(target=self._follow, name="mesh-watch", daemon=True).start()
+
+    def explain_exit(self) -> None:
+        """At the end of the process: if it never was ready and nobody said why, show the replicas' logs."""
+        self._show_board()
+        if self._up or self._failed:
+            return
+        for deployment in self._watched.deployments:
+            _show_log(deployment)
+
+    def _follow(self) -> None:
+        while True:
+            broken = self._show_board()
+            if broken and not self._up and not self._failed:
+                self._failed = True
+                self._watched.on_failure()
+            if not self._up and not broken:
+                self._ask()
+            time.sleep(_SETTLED_POLL_S if self._up else _POLL_S)
+
+    def _ask(self) -> None:
+        ready, said = ask_ready(self._watched.url)
+        if ready:
+            self._show_board()
+            _announce(self._watched)
+            self._up = True
+            self._watched.on_ready()
+        elif said:
+            self._say_once(f"{_age_s():6.1f} s  ", f"not ready yet: {said}")
+        elif time.monotonic() - self._news_at > _SILENCE_S:
+            self._say_once(f"{_age_s():6.1f} s  ", f"waiting: {_pending() or 'Serve says nothing'}")
+            self._news_at = time.monotonic()
+
+    def _show_board(self) -> bool:
+        """Print what is new on the board; whether something that could not start is still down."""
+        steps, self._offset = self._watched.board.steps(self._offset)
+        for step in steps:
+            say(f"{_age_s():6.1f} s  {step}")
+            self._news_at = time.monotonic()
+        failures = self._watched.board.failures()
+        for who, why in failures.items():
+            self._say_once("", f"\n{who} could not start:\n{_indented(why)}\n")
+        return bool(failures)
+
+    def _say_once(self, head: str, text: str) -> None:
+        if text not in self._shown:
+            self._shown.add(text)
+            say(head + text)
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal; a closed terminal is no reason to fail."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def ask_ready(url: str, timeout_s: float = 2.0) -> tuple[bool, str]:
+    """(whether `/ready` says yes, else what it says instead; empty while nobody of ours answers)."""
+    try:
+        with urllib.request.urlopen(f"{url}/ready", timeout=timeout_s) as reply:  # noqa: S310  # our own http address
+            return reply.status == 200, ""
+    except urllib.error.HTTPError as error:
+        return False, _problems(error.read(65_536))
+    except OSError:
+        return False, ""
+
+
+def _problems(body: bytes) -> str:
+    """What our `/ready` lists, empty for anything else: HAProxy answers too, while no replica is there."""
+    with contextlib.suppress(ValueError, AttributeError):
+        found = json.loads(body).get("problems", [])
+        return " ".join(map(str, found))
+    return ""
+
+
+def _announce(watched: Watched) -> None:
+    body = json.dumps({"model": watched.models[0], "messages": [{"role": "user", "content": _QUESTION}]})
+    keyed = not sockets.is_loopback(watched.host)
+    key = ' \\\n    -H "authorization: Bearer $MESH_API_KEY"' if keyed else ""
+    say(f"{_age_s():6.1f} s  ready: {', '.join(watched.models)} on {watched.url}/v1; {_exposed()}")
+    say(f"\n  curl {watched.url}/v1/chat/completions -H 'content-type: application/json'{key} \\\n    -d '{body}'")
+    say("  mesh trace last\n")
+
+
+def _exposed() -> str:
+    """One line on which of our ports other machines can reach."""
+    open_ports = sockets.reachable(os.getpid())
+    if not open_ports:
+        return "nothing listens beyond loopback"
+    shown = ", ".join(f"{one.port} ({_role(one.process)})" for one in open_ports[:8])
+    rest = f" and {len(open_ports) - 8} more" if len(open_ports) > 8 else ""
+    return f"open to other interfaces: {shown}{rest}"
+
+
+def _role(process: str) -> str:
+    if process.startswith("ray::ServeReplica:"):
+        deployment = process.removeprefix("ray::ServeReplica:").split(":")[1]
+        return f"replica of {deployment}, behind Ray's token"
+    return process.removeprefix("ray::")
+
+
+def _show_log(deployment: str) -> None:
+    session = session_folder()
+    tail = log_tail(session, deployment) if session is not None else ""
+    if tail:
+        say(f"\nthe end of {deployment}'s log in {session}/logs/serve:\n{_indented(tail)}\n")
+
+
+def _pending() -> str:
+    """What Serve says about deployments that are not up."""
+    from ray import serve
+
+    with contextlib.suppress(Exception):  # whatever Serve raises while it starts: there is nothing to tell yet
+        applications = serve.status().applications.values()
+        deployments = [item for app in applications for item in app.deployments.items()]
+        found = [f"{name}: {state.message}" for name, state in deployments if state.status.value != "HEALTHY"]
+        return " ".join(" ".join(found).split())
+    return ""
+
+
+def session_folder() -> Path | None:
+    """Ray's folder of this session, None while there is none."""
+    import ray
+    from ray._private import worker
+
+    node = worker._global_node if ray.is_initialized() else None
+    return Path(node.get_session_dir_path()) if node is not None else None
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())
+
+
+def _age_s() -> float:
+    """Seconds since this process began, imports included."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        began = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+        return float(Path("/proc/uptime").read_text().split()[0]) - began
+    return time.process_time()

@@ -1,0 +1,38 @@
+"""The texts of a request that screens read: whose they are, and what in it is no text."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mesh.state import Request, message_text
+
+OUTSIDE_ROLES = frozenset({"user", "tool", "function"})
+"""Roles whose text comes from outside the application: people, and what tools fetched for them."""
+
+
+def outside_texts(request: Request) -> list[str]:
+    """The texts that people and tools supplied, in message order, empty ones left out."""
+    texts = (message_text(m) for m in request.messages if m.get("role") in OUTSIDE_ROLES)
+    return [text for text in texts if text]
+
+
+def all_texts(request: Request) -> list[str]:
+    """Every text that a model would see: all messages, and the arguments of the tool calls in them."""
+    return [text for message in request.messages for text in _texts(message) if text]
+
+
+def unread_parts(request: Request) -> int:
+    """How many message parts are no text (images, sound, files), so that no screen here can read them."""
+    parts = (p for m in request.messages if isinstance(m.get("content"), list) for p in m["content"])
+    return sum(1 for part in parts if not (isinstance(part, Mapping) and isinstance(part.get("text"), str)))
+
+
+def _texts(message: Mapping[str, Any]) -> Iterator[str]:
+    yield message_text(message)
+    name = message.get("name")
+    if isinstance(name, str):
+        yield name
+    for call in message.get("tool_calls") or ():
+        function = call.get("function") if isinstance(call, Mapping) else None
+        arguments = function.get("arguments") if isinstance(function, Mapping) else None
+        if isinstance(arguments, str):
+            yield arguments

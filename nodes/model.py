@@ -1,0 +1,105 @@
+"""One call of a model tier."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mesh.node import Demand, Node
+from mesh.state import State, Verdict
+from mesh.vocabulary import CUT, FAILURES, OK, TRUNCATED, Cause, Failure, Kind
+
+if TYPE_CHECKING:
+    from mesh.hop import Hop
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Model(Node):
+    """Ask a tier. Outcomes: `ok`, `truncated` (the length limit cut the reply), and the standard failures.
+
+    Where the graph leads both outcomes straight to END, the reply goes to the client as it comes.
+
+    Args:
+        tier: the name in the catalogue.
+        optional: the catalogue may lack the tier; the node then ends as `unavailable` without a call.
+        task: an instruction that is added to the system message.
+        max_tokens: output bound; the client's, this and the tier's own: the lowest holds.
+        attempts: calls on the wire at most, each with its own reservation. Only what may pass by itself is repeated.
+        params: request fields that the graph fixes, like {"temperature": 0}; they override the client's.
+
+    Raises:
+        ValueError: no tier, or a bound below 1.
+    """
+
+    tier: str
+    optional: bool = field(default=False, kw_only=True)
+    task: str | None = field(default=None, kw_only=True)
+    max_tokens: int | None = field(default=None, kw_only=True)
+    attempts: int = field(default=1, kw_only=True)
+    params: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+
+    kind: ClassVar[Kind] = Kind.MODEL
+
+    def __post_init__(self) -> None:
+        if not self.tier:
+            raise ValueError("Model(tier=''): name a tier of the catalogue")
+        if self.attempts < 1 or (self.max_tokens is not None and self.max_tokens < 1):
+            raise ValueError(
+                f"Model({self.tier!r}, attempts={self.attempts}, max_tokens={self.max_tokens}): both are 1 or more"
+            )
+
+    @property
+    def outcomes(self) -> frozenset[str]:
+        return frozenset({OK, TRUNCATED})
+
+    @property
+    def failures(self) -> frozenset[str]:
+        return FAILURES
+
+    @property
+    def demand(self) -> Demand:
+        return Demand(model_calls=self.attempts, output_tokens=self.max_tokens, seconds=None)
+
+    @property
+    def tiers(self) -> tuple[str, ...]:
+        return (self.tier,)
+
+    @property
+    def optional_tiers(self) -> tuple[str, ...]:
+        return self.tiers if self.optional else ()
+
+    async def run(self, state: State, hop: "Hop") -> Verdict:
+        request = state.request
+        stream = hop.streams
+        reply = await hop.call(
+            self.tier,
+            None if self.task is None else instructed(request.messages, self.task),
+            params={**request.params, **self.params} if self.params else None,
+            max_tokens=self.max_tokens,
+            attempts=self.attempts,
+            stream=stream,
+        )
+        answer = hop.answer(self.tier, reply)
+        if reply.finish_reason == "content_filter":
+            # What has gone out cannot be taken back, and no fallback may follow it.
+            went_out = stream and bool(answer.text)
+            return Verdict(outcome=CUT if went_out else Failure.FILTERED, because=Cause.CONTENT_FILTER)
+        if reply.finish_reason == "length":
+            return Verdict(outcome=TRUNCATED, because=Cause.LENGTH_LIMIT, answer=answer)
+        return Verdict(outcome=OK, because=Cause.REPLIED, answer=answer)
+
+
+def instructed(messages: tuple[Message, ...], task: str) -> tuple[Message, ...]:
+    """The messages with one more instruction, in the system message that leads them.
+
+    Many chat templates know one system message only, and only in front: so the instruction joins it, after what the
+    application says there.
+    """
+    first = messages[0] if messages else {}
+    if first.get("role") not in ("system", "developer"):
+        return ({"role": "system", "content": task}, *messages)
+    content = first.get("content")
+    if isinstance(content, list):
+        return ({**first, "content": [*content, {"type": "text", "text": task}]}, *messages[1:])
+    return ({**first, "content": f"{content}\n\n{task}" if content else task}, *messages[1:])

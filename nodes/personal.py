@@ -1,0 +1,189 @@
+"""Personal data by rules and checksums: what is found is counted, never kept.
+
+Names, streets and dates of birth need a language model and are not found here. Every pattern is bounded, so time grows
+with the text alone.
+"""
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
+
+# Each pattern begins with a set of characters, which the engine scans for in C. A lookbehind in front would stop that,
+# so what may stand before is asked behind the first character.
+EMAIL: Final = re.compile(r"[\w.+%-](?<![\w.+%-].)[\w.+%-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-])")
+CARD: Final = re.compile(r"[0-9](?<![\w.].)(?:[ -]?[0-9]){11,18}(?![\w-])")
+PHONE: Final = re.compile(
+    r"[+(0-9](?<![\w.,/:+$-].)[0-9]{0,13}\)?(?:(?:[ .-]{1,2}\(?|(?<=\)))[0-9]{1,7}\)?){0,7}"
+    r"(?:[ ]?(?:x|ext\.?)[ ]?[0-9]{1,6})?(?!\w|[-.,/:][0-9])"
+)
+IBAN_BEHIND_COUNTRY: Final = re.compile(
+    r"[0-9](?<=[A-Za-z]{2}.)(?<![A-Za-z0-9][A-Za-z]{2}.)[0-9](?: ?[A-Za-z0-9]){11,30}"
+)
+SSN: Final = re.compile(r"[0-9](?<![\w-].)[0-9]{2}-[0-9]{2}-[0-9]{4}(?![\w-])")
+IPV4: Final = re.compile(r"[0-9](?<![\w.].)[0-9]{0,2}(?:\.[0-9]{1,3}){3}(?!\w|\.[0-9])")
+IPV6: Final = re.compile(r"[0-9A-Fa-f](?<![\w:.].)[0-9A-Fa-f]{0,3}(?::{1,2}[0-9A-Fa-f]{1,4}){3,7}(?![\w:])")
+SECRET: Final = re.compile(
+    r"(?:sk-[A-Za-z0-9_-]{20,200}|AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36,255}|AIza[0-9A-Za-z_-]{35}"
+    r"|xox[abprs]-[A-Za-z0-9-]{10,200}|eyJ[\w-]{8,2000}\.eyJ[\w-]{8,2000}\.[\w-]{8,1000})"
+    r"|-----BEGIN (?:[A-Z]{1,12} ){0,2}PRIVATE KEY-----"
+)
+SECRET_MARKS: Final = ("sk-", "AKIA", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "AIza", "xox", ".eyJ", "PRIVATE KEY")
+PHONE_CUE: Final = re.compile(
+    r"\b(?:tel|telephone|phone|mobile|cell|call|fax|ring|text|sms|whatsapp|number is|reach (?:me|him|her|us|them))\b"
+    r"[^0-9\n]{0,24}$",
+    re.IGNORECASE,
+)
+PHONE_CUE_BEHIND: Final = re.compile(r"[ -]{0,3}\(?(?:office|fax|mobile|home|work|desk|cell)\b", re.IGNORECASE)
+CUE_CHARS: Final = 48
+AREA_CODE: Final = re.compile(r"\([0-9]{2,5}\)")
+DATE: Final = re.compile(r"(?:[0-9]{4}[ .-][0-9]{1,2}[ .-][0-9]{1,2}|[0-9]{1,2}[ .-][0-9]{1,2}[ .-][0-9]{4})")
+THOUSANDS: Final = re.compile(r"[0-9]{1,3}(?:[ .][0-9]{3})+")
+
+IBAN_LENGTHS: Final[Mapping[str, int]] = {
+    country: length
+    for length, countries in {
+        15: "NO",
+        16: "BE",
+        18: "DK FI FO GL NL SD",
+        19: "MK SI",
+        20: "AT BA EE KZ LT LU MN XK",
+        21: "CH HR LI LV",
+        22: "BG BH CR DE GB GE IE ME RS VA",
+        23: "AE GI IL IQ OM SO TL",
+        24: "AD CZ DZ ES MD PK RO SA SE SK TN VG",
+        25: "LY PT ST",
+        26: "IS TR",
+        27: "BI DJ FR GR IT MC MR SM",
+        28: "AL AZ BY CY DO GT HU LB NI PL SV",
+        29: "BR EG PS QA UA",
+        30: "JO KW MU",
+        31: "MT SC",
+        32: "LC",
+        33: "RU",
+    }.items()
+    for country in countries.split()
+}
+
+
+def luhn(digits: str) -> bool:
+    """The check digit of payment cards."""
+    total = 0
+    for place, digit in enumerate(reversed(digits)):
+        doubled = int(digit) * (2 if place % 2 else 1)
+        total += doubled - 9 if doubled > 9 else doubled
+    return total % 10 == 0
+
+
+def iban_valid(text: str) -> bool:
+    """Whether this is an IBAN: its country's length, and ISO 7064's remainder of 1 modulo 97."""
+    compact = text.replace(" ", "").upper()
+    if IBAN_LENGTHS.get(compact[:2]) != len(compact):
+        return False
+    return int("".join(str(int(char, 36)) for char in compact[4:] + compact[:4])) % 97 == 1
+
+
+def _emails(text: str) -> Iterator[str]:
+    if "@" in text:
+        yield from (found.group() for found in EMAIL.finditer(text))
+
+
+def _cards(text: str) -> Iterator[str]:
+    for found in CARD.finditer(text):
+        digits = re.sub(r"[ -]", "", found.group())
+        issuer = digits.startswith(("1800", "2131", "2", "3", "4", "5", "6"))
+        maestro = digits.startswith("6") or digits[:2] in ("50", "56", "57", "58", "59")
+        if issuer and (len(digits) > 13 or digits[0] == "4" or maestro) and luhn(digits):
+            yield found.group()
+
+
+def _phones(text: str) -> Iterator[str]:
+    for found in PHONE.finditer(text):
+        shown = found.group()
+        digits = sum(char.isdigit() for char in shown)
+        if not 7 <= digits <= 15 or DATE.fullmatch(shown) or SSN.fullmatch(shown):
+            continue
+        if _cued(text, found.start(), found.end()) or _phone_shaped(shown, digits):
+            yield shown
+
+
+def _cued(text: str, start: int, end: int) -> bool:
+    """Whether the words around a number say that it is for calling."""
+    before = PHONE_CUE.search(text, max(0, start - CUE_CHARS), start)
+    return before is not None or PHONE_CUE_BEHIND.match(text, end) is not None
+
+
+def _phone_shaped(shown: str, digits: int) -> bool:
+    """Written as telephone numbers are, so that no cue is needed: +49 ..., (905) 674-3793, 905-674-3793."""
+    groups = re.split(r"[ .()-]+", shown.strip("()"))
+    if shown.startswith("+") and digits >= 8:
+        return True
+    if THOUSANDS.fullmatch(shown) or len(groups) < 2 or digits < 8:
+        return False
+    if AREA_CODE.match(shown):
+        return True
+    return len(groups) >= 3 and (digits >= 9 or all(len(group) == 2 for group in groups))
+
+
+def _ibans(text: str) -> Iterator[str]:
+    for found in IBAN_BEHIND_COUNTRY.finditer(text):
+        candidate = text[found.start() - 2 : found.end()]
+        wanted = IBAN_LENGTHS.get(candidate[:2].upper(), 0)
+        taken = ""
+        for char in candidate:
+            taken += char
+            if len(taken) - taken.count(" ") == wanted:
+                break
+        if iban_valid(taken):
+            yield taken
+
+
+def _ssns(text: str) -> Iterator[str]:
+    for found in SSN.finditer(text):
+        area, group, serial = found.group().split("-")
+        if area not in ("000", "666") and area[0] != "9" and group != "00" and serial != "0000":
+            yield found.group()
+
+
+def _addresses(text: str) -> Iterator[str]:
+    """Public internet addresses. Private and loopback ones name no person."""
+    patterns = (IPV4, IPV6) if text.count(":") >= 3 else (IPV4,)
+    for pattern in patterns:
+        for found in pattern.finditer(text):
+            try:
+                address = ipaddress.ip_address(found.group())
+            except ValueError:
+                continue
+            if address.is_global:
+                yield found.group()
+
+
+def _secrets(text: str) -> Iterator[str]:
+    if any(mark in text for mark in SECRET_MARKS):
+        yield from (found.group() for found in SECRET.finditer(text))
+
+
+FINDERS: Final[Mapping[str, Callable[[str], Iterator[str]]]] = {
+    "card": _cards,
+    "email": _emails,
+    "iban": _ibans,
+    "ip": _addresses,
+    "phone": _phones,
+    "secret": _secrets,
+    "ssn": _ssns,
+}
+"""How each kind is found. `secret` is an access key or private key: not personal, but never to be sent on either."""
+
+
+def findings(text: str, kinds: tuple[str, ...]) -> dict[str, int]:
+    """How many of each kind a text holds; kinds without any are left out. A number counts once, as what it is first."""
+    counts: dict[str, int] = {}
+    taken: list[str] = []
+    for kind in kinds:
+        for found in FINDERS[kind](text):
+            if kind == "phone" and any(found.strip("() ") in other for other in taken):
+                continue
+            counts[kind] = counts.get(kind, 0) + 1
+            if kind != "phone":
+                taken.append(found)
+    return counts

@@ -1,0 +1,143 @@
+"""Screens before anything is routed: personal data, and text that attacks the prompt. They count; they keep nothing."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from mesh.errors import nearest
+from mesh.node import Node
+from mesh.state import Signal, State, Verdict
+from mesh.vocabulary import Cause, Kind
+from nodes import weights
+from nodes.content import all_texts, outside_texts, unread_parts
+from nodes.personal import FINDERS, findings
+
+if TYPE_CHECKING:
+    from mesh.hop import Hop
+
+CLEAN: Final = "clean"
+PERSONAL: Final = "personal"
+SUSPICIOUS: Final = "suspicious"
+
+SLICE_CHARS: Final = 65_536  # 4 ms of searching; then other requests get their turn
+OVERLAP_CHARS: Final = 512  # longer than anything that is looked for, tokens aside
+WINDOW_CHARS: Final = 1_000
+INLINE_CHARS: Final = 2_000  # 8 ms; longer texts are scored in a thread
+
+
+@dataclass(frozen=True, slots=True)
+class PII(Node):
+    """Look for personal data by rules and checksums, in every message. Outcomes: `clean`, `personal`.
+
+    Kinds: card, email, iban, ip, phone, secret (access keys), ssn. Names and street addresses are not found. Signals:
+    `pii_kinds` ("card,email"), `pii_count`, and `pii_unread`, the parts that are no text and so were not looked at;
+    never a value. On 1,500 texts of the presidio set: all 236 cards, e-mails, IBANs, SSNs and addresses but one, 81 of
+    92 telephone numbers; on 43,000 prompts of three public sets, 14 texts were called personal, and most of them were.
+    17 us for 200 characters, 0.06 us for each further one; the whole text is read, however long.
+
+    Args:
+        kinds: which to look for; None for all.
+
+    Raises:
+        ValueError: no such kind; names the nearest.
+    """
+
+    kinds: tuple[str, ...] | None = None
+
+    kind: ClassVar[Kind] = Kind.PRESCREEN
+
+    def __post_init__(self) -> None:
+        kinds = tuple(FINDERS) if self.kinds is None else tuple(self.kinds)
+        for kind in kinds:
+            if kind not in FINDERS:
+                raise ValueError(f"PII(kinds=...): no kind {kind!r}.{nearest(kind, FINDERS)}")
+        object.__setattr__(self, "kinds", tuple(kind for kind in FINDERS if kind in kinds))
+
+    @property
+    def outcomes(self) -> frozenset[str]:
+        return frozenset({CLEAN, PERSONAL})
+
+    async def run(self, state: State, hop: "Hop") -> Verdict:
+        counts: dict[str, int] = {}
+        for text in all_texts(state.request):
+            for start in range(0, len(text), SLICE_CHARS):
+                if start:
+                    await asyncio.sleep(0)
+                part = text[start : start + SLICE_CHARS + OVERLAP_CHARS]
+                for kind, count in findings(part, self.kinds or ()).items():
+                    counts[kind] = counts.get(kind, 0) + count
+        signals: dict[str, Signal] = {
+            "pii_kinds": ",".join(sorted(counts)),
+            "pii_count": sum(counts.values()),
+            "pii_unread": unread_parts(state.request),
+        }
+        if counts:
+            return Verdict(outcome=PERSONAL, because=Cause.FINDING, signals=signals)
+        return Verdict(outcome=CLEAN, because=Cause.NO_FINDING, signals=signals)
+
+
+@dataclass(frozen=True, slots=True)
+class Injection(Node):
+    """Score what people and tools supplied for attacks on the prompt. Outcomes: `clean`, `suspicious`.
+
+    Signals: `injection_score` in [0, 1], the worst of all windows, and `injection_screened`, the share of the text that
+    was read. 0.4 ms for a sentence, 4 ms for 1,000 characters. Measured on 546 prompts of the deepset set: it finds 20
+    of 203 (mostly indirect) attacks there and raises 3 of 343 false alarms, so it stops the textbook ones and no more.
+
+    Args:
+        threshold: suspicious from this score on. Default: its authors' own.
+        max_chars: of longer input, as many characters are read, in windows spread evenly from first to last; None
+            reads all.
+
+    Raises:
+        ValueError: the threshold is not in (0, 1], or fewer characters than one window.
+    """
+
+    threshold: float = 0.807
+    max_chars: int | None = field(default=16_000, kw_only=True)
+
+    kind: ClassVar[Kind] = Kind.PRESCREEN
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"Injection(threshold={self.threshold}): it lies above 0 and is at most 1")
+        if self.max_chars is not None and self.max_chars < WINDOW_CHARS:
+            raise ValueError(f"Injection(max_chars={self.max_chars}): at least {WINDOW_CHARS}, or None for all")
+
+    @property
+    def outcomes(self) -> frozenset[str]:
+        return frozenset({CLEAN, SUSPICIOUS})
+
+    async def run(self, state: State, hop: "Hop") -> Verdict:
+        texts = outside_texts(state.request)
+        parts, screened = windows(texts, self.max_chars)
+        if sum(map(len, parts)) <= INLINE_CHARS:
+            score = worst(parts)
+        else:
+            score = await asyncio.to_thread(worst, parts)
+        signals = {"injection_score": round(score, 4), "injection_screened": round(screened, 4)}
+        if score >= self.threshold:
+            return Verdict(outcome=SUSPICIOUS, because=Cause.ABOVE_THRESHOLD, signals=signals)
+        return Verdict(outcome=CLEAN, because=Cause.BELOW_THRESHOLD, signals=signals)
+
+    def warm(self) -> None:
+        weights.injection_score("Hello.")
+
+
+def worst(parts: Sequence[str]) -> float:
+    """The highest score of any part; 0 without parts."""
+    return max((weights.injection_score(part) for part in parts), default=0.0)
+
+
+def windows(texts: Sequence[str], max_chars: int | None) -> tuple[list[str], float]:
+    """(what to read, the share of the whole that it is): all of it, else evenly spread windows, ends included."""
+    total = sum(map(len, texts))
+    if max_chars is None or total <= max_chars:
+        return list(texts), 1.0
+    cut = [text[at : at + WINDOW_CHARS] for text in texts for at in range(0, len(text), WINDOW_CHARS)]
+    count = max(2, max_chars // WINDOW_CHARS)
+    if len(cut) <= count:  # many texts shorter than a window
+        return cut, 1.0
+    chosen = [cut[round(place * (len(cut) - 1) / (count - 1))] for place in range(count)]
+    return chosen, sum(map(len, chosen)) / total
