@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
@@ -31,7 +31,7 @@ class MeshArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     replicas: int = Field(default=1, ge=1, le=64, description="ingress replicas")
-    config: str | None = Field(default=None, description="mesh.toml; else $MESH_CONFIG, else ./mesh.toml if it is there")
+    config: str | None = Field(default=None, description="mesh.toml; else $MESH_CONFIG, else ./mesh.toml")
     store: str | None = Field(default=None, description="the store's folder; else .mesh beside the config")
     host: str = Field(default="127.0.0.1", description="the address to listen on; beyond loopback, keys are demanded")
     port: int = Field(default=8000, ge=1, le=65_535, description="the port to listen on")
@@ -48,7 +48,7 @@ class MeshArgs(BaseModel):
             return handler(data)
         except ValidationError as error:
             faults = [_fault(cls, item["loc"], item["type"], item["msg"], item["input"]) for item in error.errors()]
-        refuse(ConfigError("arguments", " ".join(faults), f"Known: {', '.join(cls.model_fields)}."))
+        raise shown(ConfigError("arguments", " ".join(faults), f"Known: {', '.join(cls.model_fields)}.")) from None
 
 
 def _fault(args: type[BaseModel], where: tuple[int | str, ...], kind: str, message: str, given: object) -> str:
@@ -61,12 +61,13 @@ def _fault(args: type[BaseModel], where: tuple[int | str, ...], kind: str, messa
     return f"{name}={given!r}: {message[0].lower()}{message[1:]}."
 
 
-def refuse(error: MeshError) -> NoReturn:
-    """Raise the error: as one clean message under `serve`, which shows a stack trace for anything else."""
+def shown(error: MeshError) -> Exception:
+    """The error to raise: under `serve`, one that it shows as a clean message; anything else gets a stack trace."""
     click = sys.modules.get("click")
     if click is not None and click.get_current_context(silent=True) is not None:
-        raise click.ClickException(str(error)) from None
-    raise error
+        clean: Exception = click.ClickException(str(error))
+        return clean
+    return error
 
 
 def deployable(graph: Graph) -> Builder:
@@ -99,7 +100,7 @@ def several(args: SeveralArgs) -> "Application":
         if not paths:
             raise ConfigError("graphs", "names no graph.", "Give graphs=graphs.a,graphs.b.")
     except MeshError as error:
-        refuse(error)
+        raise shown(error) from None
     return _build(paths, args)
 
 
@@ -148,7 +149,7 @@ def _build(paths: Sequence[str], args: MeshArgs) -> "Application":
 
         return application(paths, args)
     except MeshError as error:
-        refuse(error)
+        raise shown(error) from None
 
 
 def _caller() -> str:

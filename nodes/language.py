@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from mesh.node import Node
-from mesh.state import State, Verdict
+from mesh.state import Signal, State, Verdict
 from mesh.vocabulary import Cause, Kind
 from nodes import weights
 
@@ -52,7 +52,7 @@ class Language(Node):
 
     async def run(self, state: State, hop: "Hop") -> Verdict:
         code, score = weights.language(state.request.text)
-        signals = {"language": code, "language_score": round(score, 4)}
+        signals: dict[str, Signal] = {"language": code, "language_score": round(score, 4)}
         if score < self.floor or code == weights.UNKNOWN_LANGUAGE:
             return Verdict(outcome=OTHER, because=Cause.BELOW_THRESHOLD, signals=signals)
         if self.expected is None:

@@ -1,6 +1,7 @@
 """Screens before anything is routed: personal data, and text that attacks the prompt. They count; they keep nothing."""
 
 import asyncio
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Final
@@ -10,6 +11,7 @@ from mesh.node import Node
 from mesh.state import Signal, State, Verdict
 from mesh.vocabulary import Cause, Kind
 from nodes import weights
+from nodes.attacks import attacks
 from nodes.content import all_texts, outside_texts, unread_parts
 from nodes.personal import FINDERS, findings
 
@@ -24,6 +26,7 @@ SLICE_CHARS: Final = 65_536  # 4 ms of searching; then other requests get their 
 OVERLAP_CHARS: Final = 512  # longer than anything that is looked for, tokens aside
 WINDOW_CHARS: Final = 1_000
 INLINE_CHARS: Final = 2_000  # 8 ms; longer texts are scored in a thread
+SENTENCE_END: Final = re.compile(r"[.!?]\s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,29 +82,35 @@ class PII(Node):
 
 @dataclass(frozen=True, slots=True)
 class Injection(Node):
-    """Score what people and tools supplied for attacks on the prompt. Outcomes: `clean`, `suspicious`.
+    """Look in what people and tools supplied for attacks on the prompt. Outcomes: `clean`, `suspicious`.
 
-    Signals: `injection_score` in [0, 1], the worst of all windows, and `injection_screened`, the share of the text that
-    was read. 0.4 ms for a sentence, 4 ms for 1,000 characters. Measured on 546 prompts of the deepset set: it finds 20
-    of 203 (mostly indirect) attacks there and raises 3 of 343 false alarms, so it stops the textbook ones and no more.
+    Suspicious is a text with a phrase that overrules prompts (`nodes.attacks`; the whole text is searched), or with a
+    detector's score from the threshold on. Signals: `injection_phrase`, `injection_score` in [0, 1] (the worst window),
+    `injection_screened` (the share of the text that the detector read; the rest was searched for phrases only).
+
+    Measured: of 203 attacks in the deepset set, most of them indirect, it finds 24 % (of the half that no phrase was
+    written from, 19 %); false alarms 0 of 343 there, 2 of 1,500 in CLINC150, 0 of 500 in MMLU. It stops the textbook
+    attacks and no more: what a model may do must be limited elsewhere. The detector alone, at its authors' threshold of
+    0.807, calls 4 % of CLINC150 and 8 % of MMLU attacks, hence the default here. 0.5 ms for a sentence, 4 ms for 1,000
+    characters.
 
     Args:
-        threshold: suspicious from this score on. Default: its authors' own.
-        max_chars: of longer input, as many characters are read, in windows spread evenly from first to last; None
-            reads all.
+        threshold: suspicious from this score on; above 1 the detector is not asked at all.
+        max_chars: of longer input the detector reads so many characters, in windows spread evenly from first to last;
+            None: it reads all.
 
     Raises:
-        ValueError: the threshold is not in (0, 1], or fewer characters than one window.
+        ValueError: the threshold is not positive, or fewer characters than one window.
     """
 
-    threshold: float = 0.807
+    threshold: float = 0.95
     max_chars: int | None = field(default=16_000, kw_only=True)
 
     kind: ClassVar[Kind] = Kind.PRESCREEN
 
     def __post_init__(self) -> None:
-        if not 0 < self.threshold <= 1:
-            raise ValueError(f"Injection(threshold={self.threshold}): it lies above 0 and is at most 1")
+        if self.threshold <= 0:
+            raise ValueError(f"Injection(threshold={self.threshold}): it is above 0; above 1 switches the detector off")
         if self.max_chars is not None and self.max_chars < WINDOW_CHARS:
             raise ValueError(f"Injection(max_chars={self.max_chars}): at least {WINDOW_CHARS}, or None for all")
 
@@ -111,23 +120,49 @@ class Injection(Node):
 
     async def run(self, state: State, hop: "Hop") -> Verdict:
         texts = outside_texts(state.request)
+        if await _holds_attack(texts):
+            signals: dict[str, Signal] = {"injection_phrase": True}
+            return Verdict(outcome=SUSPICIOUS, because=Cause.FINDING, signals=signals)
+        if self.threshold > 1:
+            return Verdict(outcome=CLEAN, because=Cause.NO_FINDING, signals={"injection_phrase": False})
         parts, screened = windows(texts, self.max_chars)
         if sum(map(len, parts)) <= INLINE_CHARS:
             score = worst(parts)
         else:
             score = await asyncio.to_thread(worst, parts)
-        signals = {"injection_score": round(score, 4), "injection_screened": round(screened, 4)}
+        signals = {
+            "injection_phrase": False,
+            "injection_score": round(score, 4),
+            "injection_screened": round(screened, 4),
+        }
         if score >= self.threshold:
             return Verdict(outcome=SUSPICIOUS, because=Cause.ABOVE_THRESHOLD, signals=signals)
         return Verdict(outcome=CLEAN, because=Cause.BELOW_THRESHOLD, signals=signals)
 
     def warm(self) -> None:
-        weights.injection_score("Hello.")
+        attacks("Hello.")
+        if self.threshold <= 1:
+            weights.injection_score("Hello.")
+
+
+async def _holds_attack(texts: Sequence[str]) -> bool:
+    for text in texts:
+        for start in range(0, len(text), SLICE_CHARS):
+            if start:
+                await asyncio.sleep(0)
+            if attacks(text[start : start + SLICE_CHARS + OVERLAP_CHARS]):
+                return True
+    return False
 
 
 def worst(parts: Sequence[str]) -> float:
     """The highest score of any part; 0 without parts."""
-    return max((weights.injection_score(part) for part in parts), default=0.0)
+    return max((weights.injection_score(_run_on(part)) for part in parts), default=0.0)
+
+
+def _run_on(text: str) -> str:
+    """The text without line and sentence ends, at which the detector cuts: it takes fragments like "B. Events" ill."""
+    return SENTENCE_END.sub(" ", " ".join(text.split()))
 
 
 def windows(texts: Sequence[str], max_chars: int | None) -> tuple[list[str], float]:
@@ -137,7 +172,7 @@ def windows(texts: Sequence[str], max_chars: int | None) -> tuple[list[str], flo
         return list(texts), 1.0
     cut = [text[at : at + WINDOW_CHARS] for text in texts for at in range(0, len(text), WINDOW_CHARS)]
     count = max(2, max_chars // WINDOW_CHARS)
-    if len(cut) <= count:  # many texts shorter than a window
+    if len(cut) <= count:  # many texts, each shorter than a window
         return cut, 1.0
     chosen = [cut[round(place * (len(cut) - 1) / (count - 1))] for place in range(count)]
     return chosen, sum(map(len, chosen)) / total

@@ -24,8 +24,8 @@ class Lazy:
 
 
 COMMANDS: Final[Mapping[str, Lazy]] = {
-    "traces": Lazy("mesh.cli.traces", "List traversals, newest first."),
     "ask": Lazy("mesh.cli.ask", "Ask a graph one question, in this process."),
+    "traces": Lazy("mesh.cli.traces", "List traversals, newest first."),
     "trace": Lazy("mesh.cli.trace", "Show one traversal: its route, where time and money went, and why."),
 }
 

@@ -16,7 +16,7 @@ from mesh.serve import local
 from mesh.serve.board import Board
 from mesh.serve.flags import port_is_free
 from mesh.serve.placed import PlacedTier, bound
-from mesh.serve.replica import INGRESS, IngressReplica
+from mesh.serve.replica import INGRESS, IngressDeployment
 from mesh.serve.watch import Watch, Watched, say
 
 
@@ -37,10 +37,10 @@ def application(paths: Sequence[str], args: MeshArgs) -> Application:
     settings["run"] = str(board.folder)
     if run is not None:
         say(f"mesh: {', '.join(settings['models'])}, {_counted(args.replicas, placed)}")
-        _watch(args, settings, placed, board, own)
-    if run is not None and own:
-        atexit.register(local.remove, board.folder)
-        local.start(args, run, _cpus(args, placed), board)
+        following = _watch(args, settings, placed, board, own=own)
+        atexit.register(_leave, following, board.folder if own else None)
+        if own:
+            local.start(args, run, _cpus(args, placed), board)
     return _bound(settings, args, placed)
 
 
@@ -82,29 +82,38 @@ def _check_address(args: MeshArgs) -> None:
     try:
         host = "127.0.0.1" if args.host == "localhost" else str(ipaddress.ip_address(args.host))
     except ValueError:
-        raise ConfigError(f"host {args.host}", "is not an address.", "Give 127.0.0.1, 0.0.0.0 or one of ours.") from None
-    local.require_free(args, port_is_free(host, args.port))
+        remedy = "Give 127.0.0.1, or another address of this machine."
+        raise ConfigError(f"host {args.host}", "is not an address.", remedy) from None
+    if not port_is_free(host, args.port):
+        remedy = f"Stop what listens there, or give another one: port={args.port + 1}."
+        raise ConfigError(f"port {args.port}", f"is taken on {args.host}.", remedy)
 
 
-def _watch(args: MeshArgs, settings: dict[str, Any], placed: Sequence[PlacedTier], board: Board, own: bool) -> None:
+def _watch(args: MeshArgs, settings: dict[str, Any], placed: Sequence[PlacedTier], board: Board, *, own: bool) -> Watch:
     following = Watch(
         Watched(
             host=args.host,
             port=args.port,
             models=settings["models"],
-            deployments=[INGRESS, *(f"tier-{tier.tier}" for tier in placed)],
+            deployments=[INGRESS, *(tier.deployment for tier in placed)],
             board=board,
             on_ready=local.serving,
             on_failure=local.give_up if own else lambda: None,
         )
     )
     following.start()
-    atexit.register(following.explain_exit)
+    return following
+
+
+def _leave(following: Watch, folder: Path | None) -> None:
+    following.explain_exit()
+    if folder is not None:
+        local.finish(folder)
 
 
 def _bound(settings: dict[str, Any], args: MeshArgs, placed: Sequence[PlacedTier]) -> Application:
     tiers = {tier.tier: bound(tier, settings["run"]) for tier in placed}
-    deployment = IngressReplica.options(num_replicas=args.replicas, ray_actor_options={"num_cpus": args.cpus})
+    deployment = IngressDeployment.options(num_replicas=args.replicas, ray_actor_options={"num_cpus": args.cpus})
     return deployment.bind(settings, tiers)
 
 

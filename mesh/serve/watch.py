@@ -11,14 +11,19 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import ray
+from ray import serve
+from ray._private import worker
+
+from mesh.clock import SystemClock
 from mesh.serve import sockets
 from mesh.serve.board import Board, log_tail
 
 _POLL_S: Final = 0.15
 _SETTLED_POLL_S: Final = 1.0
-_SILENCE_S: Final = 15.0
+_SILENCE_US: Final = 15_000_000
 _QUESTION: Final = "What is the capital of France? Answer with one word."
 
 
@@ -52,7 +57,8 @@ class Watch:
         self._shown: set[str] = set()
         self._up = False
         self._failed = False
-        self._news_at = time.monotonic()
+        self._clock = SystemClock()
+        self._news_us = self._clock.now_us()
 
     def start(self) -> None:
         threading.Thread(target=self._follow, name="mesh-watch", daemon=True).start()
@@ -71,7 +77,7 @@ class Watch:
             if broken and not self._up and not self._failed:
                 self._failed = True
                 self._watched.on_failure()
-            if not self._up and not broken:
+            if not (self._up or self._failed):
                 self._ask()
             time.sleep(_SETTLED_POLL_S if self._up else _POLL_S)
 
@@ -84,16 +90,16 @@ class Watch:
             self._watched.on_ready()
         elif said:
             self._say_once(f"{_age_s():6.1f} s  ", f"not ready yet: {said}")
-        elif time.monotonic() - self._news_at > _SILENCE_S:
+        elif self._clock.now_us() - self._news_us > _SILENCE_US:
             self._say_once(f"{_age_s():6.1f} s  ", f"waiting: {_pending() or 'Serve says nothing'}")
-            self._news_at = time.monotonic()
+            self._news_us = self._clock.now_us()
 
     def _show_board(self) -> bool:
         """Print what is new on the board; whether something that could not start is still down."""
         steps, self._offset = self._watched.board.steps(self._offset)
         for step in steps:
             say(f"{_age_s():6.1f} s  {step}")
-            self._news_at = time.monotonic()
+            self._news_us = self._clock.now_us()
         failures = self._watched.board.failures()
         for who, why in failures.items():
             self._say_once("", f"\n{who} could not start:\n{_indented(why)}\n")
@@ -165,8 +171,6 @@ def _show_log(deployment: str) -> None:
 
 def _pending() -> str:
     """What Serve says about deployments that are not up."""
-    from ray import serve
-
     with contextlib.suppress(Exception):  # whatever Serve raises while it starts: there is nothing to tell yet
         applications = serve.status().applications.values()
         deployments = [item for app in applications for item in app.deployments.items()]
@@ -177,11 +181,10 @@ def _pending() -> str:
 
 def session_folder() -> Path | None:
     """Ray's folder of this session, None while there is none."""
-    import ray
-    from ray._private import worker
-
-    node = worker._global_node if ray.is_initialized() else None
-    return Path(node.get_session_dir_path()) if node is not None else None
+    if not ray.is_initialized():
+        return None
+    node: Any = worker._global_node  # noqa: SLF001  # Ray has no public name for it
+    return Path(node.get_session_dir_path())
 
 
 def _indented(text: str) -> str:

@@ -34,7 +34,7 @@ class Pass(Node):
         return frozenset({"passed"})
 
     async def run(self, state: State, hop: Hop) -> Verdict:
-        return Verdict("passed", Cause.ALWAYS)
+        return Verdict(outcome="passed", because=Cause.ALWAYS)
 
 
 graph = Graph("echo")
@@ -80,7 +80,7 @@ def preflight(settings: dict[str, Any]) -> list[PlacedTier]:
     engine = os.environ.get("ECHO_ENGINE")
     if engine is None:
         return []
-    told = {"left": os.path.join(settings["store"], "left"), "load_s": 0.2}
+    told = {"left": str(Path(settings["store"], "left")), "load_s": 0.2}
     return [PlacedTier(tier="small", engine=f"tests.cluster.echo:{engine}", settings=told, label="echo", cpus=0.25)]
 
 
