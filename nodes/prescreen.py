@@ -4,15 +4,16 @@ import asyncio
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from mesh.catalogue import digest
 from mesh.errors import nearest
 from mesh.node import Node
 from mesh.state import Signal, State, Verdict
 from mesh.vocabulary import Cause, Kind
 from nodes import weights
-from nodes.attacks import attacks
-from nodes.content import all_texts, outside_texts, unread_parts
+from nodes.attacks import ATTACK, attacks
+from nodes.content import all_texts, outside_texts, released, unread_parts
 from nodes.personal import FINDERS, findings
 
 if TYPE_CHECKING:
@@ -138,6 +139,9 @@ class Injection(Node):
         if score >= self.threshold:
             return Verdict(outcome=SUSPICIOUS, because=Cause.ABOVE_THRESHOLD, signals=signals)
         return Verdict(outcome=CLEAN, because=Cause.BELOW_THRESHOLD, signals=signals)
+
+    def describe(self) -> dict[str, Any]:
+        return {**Node.describe(self), "phrases": digest(ATTACK), "detector": released("securevector-guardian-model")}
 
     def warm(self) -> None:
         attacks("Hello.")

@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pysqlite3.dbapi2 as sqlite
@@ -219,7 +220,7 @@ def test_a_reader_of_no_store_is_told_so_and_makes_none(tmp_path):
 
 
 def test_a_sqlite_that_may_lose_commits_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(store_sqlite.sqlite, "sqlite_version_info", (3, 51, 2))
+    monkeypatch.setattr(sqlite, "sqlite_version_info", (3, 51, 2))
     with pytest.raises(StoreError, match=r"3\.51\.3 is needed"):
         SqliteStore(tmp_path)
 
@@ -294,10 +295,10 @@ def test_what_a_killed_process_had_written_is_there(store):
     code = "store = SqliteStore(folder)\nfor n in range(10**6): store.write([entry_of(made(n))]); print(n, flush=True)"
     killed = python(code, store.path.parent, 1)
     assert killed.stdout is not None
-    for _ in range(50):
-        killed.stdout.readline()
+    said = [killed.stdout.readline() for _ in range(50)]
     killed.send_signal(signal.SIGKILL)
-    last = int(killed.communicate()[0].split("\n")[-2])
+    said += [line for line in killed.communicate()[0].splitlines(keepends=True) if line.endswith("\n")]
+    last = int(said[-1])
     found = {record["request_id"] for record in store.records(Filter(limit=1_000))}
     assert {f"0001{number:028d}" for number in range(last + 1)} <= found
     assert store._writing.execute("PRAGMA integrity_check").fetchone() == ("ok",)
@@ -322,7 +323,7 @@ def test_the_oldest_go_beyond_a_number_of_rows_in_small_steps(store):
 def test_the_oldest_go_beyond_a_size_and_the_file_shrinks(store):
     def size() -> int:
         store._writing.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        return store.path.stat().st_size
+        return os.stat(store.path).st_size  # noqa: PTH116 -- the fixture has no type
 
     put(store, *(at(number, because=os.urandom(2_000).hex()) for number in range(1_500)))
     before = size()
@@ -376,8 +377,9 @@ def test_a_page_holds_1_to_1000():
 def test_no_read_scans_the_whole_table(store):
     """Each filter alone is answered from an index, in order, without sorting."""
     for name in ("graph", "outcome", "model", "tenant", "task", "session", "client_request_id"):
-        where, values = store_sqlite._where(Filter(**{name: "x"}, cursor=Place(1, "x").cursor()))
-        query = f"EXPLAIN QUERY PLAN SELECT request_id FROM traversal WHERE {where} {store_sqlite._NEWEST}"
+        wanted: dict[str, Any] = {name: "x"}
+        where, values = store_sqlite._where(Filter(cursor=Place(1, "x").cursor(), **wanted))
+        query = f"EXPLAIN QUERY PLAN SELECT request_id FROM traversal WHERE {where} {store_sqlite._NEWEST}"  # noqa: S608
         plan = " ".join(row[-1] for row in store._writing.execute(query, values))
         assert f"INDEX traversal_{name.removesuffix('_request_id')}" in plan, plan
         assert "TEMP B-TREE" not in plan, plan

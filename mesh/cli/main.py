@@ -1,7 +1,6 @@
 """`mesh`: one command, its subcommands imported only when they are called, so that `mesh --help` answers at once."""
 
 import importlib
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,10 +39,6 @@ def run() -> None:
     except MeshError as error:
         typer.echo(f"mesh: {error}", err=True)
         sys.exit(WRONG_USE if isinstance(error, (ConfigError, RequestError)) else FAILED)
-    except BrokenPipeError:
-        # the reader (`head`, a pager) has seen enough; nothing may be flushed into the closed pipe at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
 
 
 def app_for(arguments: Sequence[str]) -> typer.Typer:

@@ -171,7 +171,7 @@ class _Hop:
         if hop["kind"] != Kind.END:
             visit = f" (visit {hop['visit']})" if hop["visit"] > 1 else ""
             text.append(f"{visit} {hop['kind']} {self.signs.arrow} ")
-            text.append(clean(hop["outcome"]), ODD if marks else NODE)
+            text.append(clean(hop["outcome"]), BAD if hop["outcome"] == CANCELLED else NODE)
         text.append(f" because {clean(hop['because'])}")
         return text.append(f" [{', '.join(marks)}]" if marks else "", ODD)
 
@@ -207,8 +207,6 @@ class _Hop:
 
 def _marks(hop: Record) -> list[str]:
     marks = ["parallel"] if hop["parallel"] else []
-    if hop["outcome"] == CANCELLED:
-        marks.append(CANCELLED)
     if hop["propensity"] < 1:
         marks.append(f"chosen with p = {hop['propensity']:.3g}")
     return marks

@@ -1,7 +1,9 @@
 """Graph -> LangGraph `StateGraph` of stages. The one module that knows LangGraph.
 
-A stage is a node that calls a model with the inline nodes behind it; the inline nodes before the first call form the
-entry stage. LangGraph moves between stages by `Command(goto=...)`; hops inside a stage are the walker's.
+A stage is a node that calls a model with the inline nodes behind it. The entry stage has the inline nodes before the
+first call, and that call: so a request that never escalates costs one LangGraph step, and each further call (another
+tier, an escalation, a fallback, a loop) is a LangGraph transition by `Command(goto=...)`. Hops inside a stage are the
+walker's.
 Source: docs/decisions/0001-walker-inside-langgraph.md
 """
 
@@ -88,18 +90,30 @@ def _compile(graph: BuiltGraph, heads: Heads) -> "CompiledStateGraph[At, Walk, A
     stages = {first, *(target for target in _targets(graph) if heads(target))} - {AT_END, ()}
     builder = StateGraph(At, context_schema=Walk)
     for target in sorted(stages):
-        following = _following(graph, target, heads)
+        following = _following(graph, target, heads, through_first=_enters(first, target, heads))
         destinations = {(LANGGRAPH_END if t == AT_END else stage_name(t)): on for t, on in sorted(following.items())}
-        builder.add_node(stage_name(target), _stage(heads), destinations=destinations)  # type: ignore[call-overload]
+        stage = _stage(heads, through_first=_enters(first, target, heads))
+        builder.add_node(stage_name(target), stage, destinations=destinations)  # type: ignore[call-overload]
     builder.add_edge(LANGGRAPH_START, stage_name(first))
     return builder.compile(name=graph.name)
 
 
-def _stage(heads: Heads) -> Any:
+def _enters(first: Target, target: Target, heads: Heads) -> bool:
+    """Whether this is the entry stage with nodes before the first call: it then goes on through that call.
+
+    Not where every node is a stage of its own: there the first target is a head itself.
+    """
+    return target == first and not heads(first)
+
+
+def _stage(heads: Heads, *, through_first: bool) -> Any:
     async def stage(state: At, runtime: Runtime[Walk]) -> Command[Any]:
         context = runtime.context
         began_us = context.run.now_us()
-        cursor = context.cursor = await walk(context.run, context.cursor, heads)
+        cursor = await walk(context.run, context.cursor, heads)
+        if through_first and not cursor.ended:
+            cursor = await walk(context.run, cursor, heads)
+        context.cursor = cursor
         context.inside_us += context.run.now_us() - began_us
         return Command(goto=LANGGRAPH_END if cursor.ended else stage_name(cursor.targets))
 
@@ -111,10 +125,16 @@ def _targets(graph: BuiltGraph) -> set[Target]:
     return targets if graph.failure is None else targets | {(graph.failure,)}
 
 
-def _following(graph: BuiltGraph, stage: Target, heads: Heads) -> dict[Target, str]:
+def _following(graph: BuiltGraph, stage: Target, heads: Heads, *, through_first: bool) -> dict[Target, str]:
     """The stages that may follow this one, with the outcomes that lead there."""
     found: dict[Target, set[str]] = {AT_END: set()}
     seen: set[str] = set()
+    if through_first:
+        for target in _following(graph, stage, heads, through_first=False):
+            if target != AT_END:
+                for then, on in _following(graph, target, heads, through_first=False).items():
+                    found.setdefault(then, set()).add(on)
+        return {target: ", ".join(sorted(outcomes - {""})) for target, outcomes in found.items()}
     pending = [_exit_of(graph, stage)]
     while pending:
         name = pending.pop()

@@ -19,6 +19,7 @@ from mesh.units import nusd
 from mesh.vocabulary import Priority, Privacy, Risk
 
 KEY = re.compile(rb'"(?:[^"\\]|\\.)*"(\s*:)?')
+COLON_BEHIND_SPACE = (b" :", b"\t:", b"\n:", b"\r:")
 MAX_SEED = 2**63 - 1
 OWN_FIELDS = frozenset({"model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "mesh"})
 NAMED_CONTENT = ("user", "metadata")
@@ -153,9 +154,20 @@ def parse_json(body: bytes) -> Any:
         data = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise RequestError(f"The body is not valid JSON: {_json_problem(error)}.") from error
-    if sum(1 for match in KEY.finditer(body) if match[1]) != _count_keys(data):
+    if _written_keys(body, keys := _count_keys(data)) != keys:
         raise RequestError(_duplicate(body))
     return data
+
+
+def _written_keys(body: bytes, kept: int) -> int:
+    """How many keys the text has; `kept` is how many are left after parsing, never more.
+
+    Counting `":` counts every key that has no space before its colon, and maybe some text. So where that count is
+    what was kept, and no colon stands behind white space, there was no other key; else a scan has to tell.
+    """
+    if body.count(b'":') == kept and not any(space in body for space in COLON_BEHIND_SPACE):
+        return kept
+    return sum(1 for match in KEY.finditer(body) if match[1])
 
 
 def _json_problem(error: orjson.JSONDecodeError) -> str:

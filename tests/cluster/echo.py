@@ -1,9 +1,11 @@
 """What the cluster tests serve in place of the engine: a graph of one node, and an ingress that shows what it sees."""
 
 import asyncio
+import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,13 +13,14 @@ from typing import Any, ClassVar
 import orjson
 
 from mesh.deploy import deployable
+from mesh.errors import ConfigError, ProviderError
 from mesh.graph import END, START, Graph
 from mesh.hop import Hop
 from mesh.node import Node
 from mesh.serve.flags import auth_state, flags_in_effect
 from mesh.serve.placed import PlacedTier
 from mesh.state import State, Verdict
-from mesh.vocabulary import Cause, Kind
+from mesh.vocabulary import AttemptStatus, Cause, Kind
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -56,7 +59,9 @@ class EchoEngine:
         time.sleep(float(settings.get("load_s", 0)))
         self._left = Path(settings["left"])
 
-    async def chat(self, body: dict[str, Any]) -> AsyncIterator[list[dict[str, Any]]]:
+    async def chat(self, body: dict[str, Any]) -> AsyncGenerator[list[dict[str, Any]], None]:
+        if int(body["n"]) < 0:
+            raise ProviderError(AttemptStatus.UNAVAILABLE, Cause.UPSTREAM_REJECTED, "less than nothing", 400)
         done = False
         try:
             for number in range(int(body["n"])):
@@ -73,6 +78,15 @@ class EchoEngine:
 
 def broken_engine(settings: dict[str, Any]) -> EchoEngine:
     raise RuntimeError("the weights are not a model")
+
+
+def refusing_engine(settings: dict[str, Any]) -> EchoEngine:
+    raise ConfigError("small", "has no weights.", "Give a path.")
+
+
+def dying_engine(settings: dict[str, Any]) -> EchoEngine:
+    logging.getLogger("ray.serve").error("dying on purpose")
+    os._exit(3)
 
 
 def preflight(settings: dict[str, Any]) -> list[PlacedTier]:
@@ -144,14 +158,22 @@ class Echo:
 
     async def _tier(self, scope: dict[str, Any], send: Send) -> None:
         asked = dict(pair.split("=") for pair in scope["query_string"].decode().split("&"))
-        found = []
-        items = self._engines["small"].chat({"n": int(asked["n"]), "pause_s": float(asked.get("pause_s", 0))})
-        async for item in items:
-            found.append(item)
-            if len(found) == int(asked.get("leave", -1)):
-                break
-        await items.aclose()
+        body = {"n": int(asked["n"]), "pause_s": float(asked.get("pause_s", 0))}
+        found: list[list[dict[str, Any]]] = []
+        try:
+            for _ in range(2 if "twice" in asked else 1):
+                await self._read(body, found, int(asked.get("leave", -1)))
+        except ProviderError as error:
+            await _reply(send, {"error": type(error).__name__, "cause": error.cause})
+            return
         await _reply(send, {"items": found, "health": await self._engines["small"].health()})
+
+    async def _read(self, body: dict[str, Any], found: list[list[dict[str, Any]]], leave: int) -> None:
+        async with aclosing(self._engines["small"].chat(body)) as items:
+            async for item in items:
+                found.append(item)
+                if len(found) == leave:
+                    return
 
     def _note(self, text: str) -> None:
         with self._log.open("a") as file:

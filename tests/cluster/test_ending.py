@@ -1,0 +1,137 @@
+"""How `serve run` ends: it drains on a signal, gives up when a replica cannot start, and leaves nothing behind."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from tests.cluster.served import ROOT, SERVE, Host, Served
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+APP = "tests.cluster.echo:app"
+ARGS = {"ingress": "tests.cluster.echo:ingress_from"}
+
+
+def fresh(served: Host, env: dict[str, str]) -> Served:
+    served.stop()
+    return served(APP, ARGS, env)
+
+
+def test_a_signal_lets_running_requests_end_and_turns_new_ones_away(served):
+    up = fresh(served, {"ECHO_ENGINE": "EchoEngine"})
+    replies: list[tuple[int, bytes]] = []
+    asked = ("/slow?n=60", "/tier?n=30&pause_s=0.1&twice=1")
+    running = [threading.Thread(target=lambda path=path: replies.append(up.get(path))) for path in asked]
+    for thread in running:
+        thread.start()
+    time.sleep(0.5)
+    up.proc.send_signal(signal.SIGTERM)
+    time.sleep(1.5)
+    status, body = up.get("/", timeout_s=5)
+    for thread in running:
+        thread.join()
+    code = up.stop()
+    assert [status for status, _ in replies] == [200, 200]
+    assert {body.endswith(b"end\n") or len(json.loads(body)["items"]) == 60 for _, body in replies} == {True}
+    assert status == 503
+    assert json.loads(body)["error"]["code"] == "unavailable"
+    assert [event.split()[0] for event in up.events()] == ["start", "finished", "drain", "stop"]
+    assert (code, up.left) == (0, [])
+    assert "draining" in up.output
+    assert "Traceback" not in up.output
+
+
+def test_a_second_signal_ends_everything_at_once(served):
+    up = fresh(served, {})
+    client = threading.Thread(target=lambda: up.get("/slow?n=600"))
+    client.start()
+    time.sleep(0.5)
+    up.proc.send_signal(signal.SIGTERM)
+    time.sleep(1)
+    began = time.monotonic()
+    up.stop(limit_s=30)
+    client.join()
+    assert time.monotonic() - began < 15
+    assert up.left == []
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({"ECHO_FAILS": "raise"}, "the echo was told to fail"),
+        ({"ECHO_ENGINE": "broken_engine"}, "the weights are not a model"),
+        ({"ECHO_ENGINE": "refusing_engine"}, "tier-small could not start:\n  small: has no weights. Give a path."),
+    ],
+)
+def test_a_replica_that_cannot_start_ends_the_start_and_says_why(served, env, said):
+    up = served.launch(APP, ARGS, env)
+    code = up.proc.wait(120)
+    assert code == 1
+    assert said in up.output
+    assert up.output.count(said.splitlines()[-1].strip()) == 1
+    assert "  ready: " not in up.output
+    served.stop()
+
+
+def test_a_replica_that_dies_without_a_word_is_explained_by_the_end_of_its_log(served):
+    up = served.launch(APP, ARGS, {"ECHO_ENGINE": "dying_engine"})
+    up.proc.wait(120)
+    assert "tier-small" in up.output
+    assert "dying on purpose" in up.output, up.output
+    served.stop()
+
+
+def test_a_kill_of_serve_run_itself_takes_haproxy_and_the_replicas_along(served):
+    up = fresh(served, {})
+    up.proc.kill()
+    up.proc.wait()
+    time.sleep(8)
+    up.stop()
+    # Ray's two agents look for their parent about once a minute; they hold no port that clients know.
+    assert [name for name in up.left if not name.endswith("Agent")] == []
+    up.left.clear()
+
+
+def ran(*args: str, cwd=ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([SERVE, "run", *args], cwd=cwd, capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ((APP, "replica=2"), "'replica' is not one of them. Did you mean 'replicas'?"),
+        ((APP, "replicas=many"), "replicas='many': input should be a valid integer"),
+        ((APP, "config=/nowhere/mesh.toml"), "config: no file at /nowhere/mesh.toml."),
+        ((APP, "host=elsewhere"), "host elsewhere: is not an address."),
+        (("mesh.serve:app", "graphs=tests.cluster.echo"), "has 2 graphs (graph, second). Name one"),
+        (("mesh.serve:app", "graphs=tests.cluster.ech:graph"), "no module 'tests.cluster.ech'"),
+        (("mesh.serve:app", "graphs=tests.cluster.echo:grap"), "Did you mean 'graph'?"),
+        (("mesh.serve:app", "graphs=tests.cluster.echo:graph,tests.cluster.echo:app"), "the name of two graphs"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_ray_starts_in_one_line(args, said):
+    result = ran(*args, "ingress=tests.cluster.echo:ingress_from")
+    assert result.returncode == 1
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "starting Ray" not in result.stderr
+
+
+def test_a_taken_port_is_refused_with_another_one_named(served):
+    served.stop()
+    code = "import socket, sys; s = socket.create_server(('127.0.0.1', int(sys.argv[1]))); print(flush=True); input()"
+    port = served.ports.http
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout
+        holder.stdout.readline()
+        result = ran(APP, "ingress=tests.cluster.echo:ingress_from", f"port={port}")
+        holder.communicate(b"\n")
+    assert result.returncode == 1
+    assert f"port {port}: is taken on 127.0.0.1. Stop what listens there, or give another one" in result.stderr
