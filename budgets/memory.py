@@ -1,4 +1,4 @@
-"""The ledger in one process's memory: exact, not durable. For in-process use, tests, and until a store is configured."""
+"""The ledger in one process's memory: exact, not durable. For in-process use and tests."""
 
 from dataclasses import dataclass
 

@@ -48,9 +48,7 @@ def candidate_endpoints(
     return _in_region(spec, spec.prices, hints.region)
 
 
-def _refusal(
-    spec: ModelSpec, hints: Hints, messages: Sequence[Message], params: Mapping[str, Any]
-) -> Rejection | None:
+def _refusal(spec: ModelSpec, hints: Hints, messages: Sequence[Message], params: Mapping[str, Any]) -> Rejection | None:
     if spec.name in hints.deny or (hints.allow and spec.name not in hints.allow):
         return Rejection(spec.name, Reason.DENIED_BY_HINT)
     if hints.privacy is not None and EXPOSURE[spec.privacy] > EXPOSURE[hints.privacy]:

@@ -13,9 +13,9 @@ import networkx as nx
 from budgets.cap import Cap
 from mesh.catalogue import digest
 from mesh.errors import GraphError, nearest
-from mesh.node import Join, Node, plain
+from mesh.node import Join, Node, labels, plain
 from mesh.structure import faults_of, join_of_fan_out
-from mesh.vocabulary import END, FAILURES, FAULT, OK, START, Privacy, Risk, TRUNCATED
+from mesh.vocabulary import END, FAILURES, FAULT, OK, START, TRUNCATED, Privacy, Risk
 
 __all__ = ["END", "START", "BuiltGraph", "Graph", "Join", "Lane", "MustPass", "Never", "Privacy", "Risk"]
 
@@ -136,8 +136,8 @@ class Graph:
         """
         self._must_be_open()
         targets = (target,) if isinstance(target, str) else tuple(target)
-        labels: tuple[str | None, ...] = (on,) if on is None or isinstance(on, str) else tuple(on)
-        for label in labels:
+        named: tuple[str | None, ...] = (None,) if on is None else labels(on)
+        for label in named:
             if (source, label) in self._edges:
                 shown = "its other outcomes" if label is None else f"outcome {label!r}"
                 self._faults.append(f"node {source!r}: {shown} has two edges; use one with several targets to fan out")
@@ -165,12 +165,12 @@ class Graph:
     def must_pass(self, node: str, *, on: str | Iterable[str], before: str) -> None:
         """Demand that every path to `before` (a node, a tier or a privacy class) passed `node` with one of `on`."""
         self._must_be_open()
-        self._must_pass.append(MustPass(node, _labels(on), before))
+        self._must_pass.append(MustPass(node, labels(on), before))
 
     def never(self, node: str, *, on: str | Iterable[str], reaches: str) -> None:
         """Forbid every path from `node` with one of `on` to `reaches` (a node, a tier or a privacy class)."""
         self._must_be_open()
-        self._never.append(Never(node, _labels(on), reaches))
+        self._never.append(Never(node, labels(on), reaches))
 
     def build(self) -> BuiltGraph:
         """Freeze the graph. Building again returns the same value.
@@ -228,7 +228,8 @@ class Graph:
 
     def _policy_faults(self) -> list[str]:
         faults = []
-        for rule in (*self._must_pass, *self._never):
+        rules: list[MustPass | Never] = [*self._must_pass, *self._never]
+        for rule in rules:
             node = self._nodes.get(rule.node)
             if node is None:
                 faults.append(f"policy on {rule.node!r}: no such node.{nearest(rule.node, self._nodes)}")
@@ -279,7 +280,3 @@ class Graph:
             "must_pass": plain(self._must_pass),
             "never": plain(self._never),
         }
-
-
-def _labels(on: str | Iterable[str]) -> tuple[str, ...]:
-    return (on,) if isinstance(on, str) else tuple(on)

@@ -7,7 +7,7 @@ the deterministic id `request:path:attempt`.
 import asyncio
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from budgets.account import Amount
@@ -16,7 +16,7 @@ from mesh.candidates import Candidate, candidate_endpoints
 from mesh.catalogue import Endpoint, ModelSpec, Timeouts
 from mesh.clock import seeded
 from mesh.errors import BudgetExceededError, LedgerUnavailableError, ProviderError
-from mesh.prices import Prices, Usage
+from mesh.prices import Usage
 from mesh.providers.protocol import Call, DeltaSink, Message, Progress, Reply
 from mesh.run import Run
 from mesh.state import Answer, Signal
@@ -152,7 +152,7 @@ class Hop:
             endpoint, propensity = self._choose(candidate, tried)
             tried.add(endpoint.name)
             try:
-                return await self._attempt(candidate.spec, endpoint, propensity, quote, messages, params, stream)
+                return await self._attempt(candidate.spec, endpoint, propensity, quote, messages, params, stream=stream)
             except ProviderError as error:
                 if run.delivered:
                     raise CallFailed(CUT, Cause.STREAM_CUT) from error
@@ -187,9 +187,7 @@ class Hop:
         bound = "utf8_bytes" if bytes_bound <= spec.context_window else "context_window"
         input_tokens = min(bytes_bound, spec.context_window)
         choices = params.get("n") or 1
-        amount = Amount(
-            candidate.prices.bound_nusd(input_tokens, output * choices), input_tokens + output * choices
-        )
+        amount = Amount(candidate.prices.bound_nusd(input_tokens, output * choices), input_tokens + output * choices)
         self.reserve_us += self.now_us() - began_us
         return Quote(amount, input_tokens, output, bound)
 
@@ -210,6 +208,7 @@ class Hop:
         quote: Quote,
         messages: Sequence[Message],
         params: Mapping[str, Any],
+        *,
         stream: bool,
     ) -> Reply:
         timeouts = self._timeouts(spec)
@@ -231,7 +230,7 @@ class Hop:
         )
         self.record.attempts.append(record)
         call = Call(messages=messages, max_tokens=quote.max_tokens, params=params, timeouts=timeouts)
-        return await self._called(spec, endpoint, call, reservation, record, stream)
+        return await self._called(spec, endpoint, call, reservation, record, stream=stream)
 
     async def _called(
         self,
@@ -240,6 +239,7 @@ class Hop:
         call: Call,
         reservation: Reservation,
         record: AttemptRecord,
+        *,
         stream: bool,
     ) -> Reply:
         """The wire, and whatever happens on it, settled."""
@@ -247,7 +247,7 @@ class Hop:
         progress = Progress()
         began_us = self.now_us()
         provider = run.door.providers[spec.provider]
-        sink = self._sink(progress) if stream and run.sink is not None else None
+        sink = self._sink(run.sink, progress) if stream and run.sink is not None else None
         try:
             await self._enter(spec, call.timeouts)
             began_us = self.now_us()
@@ -298,11 +298,9 @@ class Hop:
         if counters.slots is not None:
             counters.slots.release()
 
-    def _sink(self, progress: Progress) -> DeltaSink:
+    def _sink(self, deliver: DeltaSink, progress: Progress) -> DeltaSink:
         """The client's sink, which notes that from the first delta on no fallback may follow."""
         run = self._run
-        deliver = run.sink
-        assert deliver is not None
 
         async def deliver_delta(delta: Mapping[str, Any]) -> None:
             progress.delivered = run.delivered = True
@@ -334,7 +332,9 @@ class Hop:
         try:
             return await run.door.ledger.reserve(f"{run.id}:{self.path}:{self._attempts}", quote.amount, run.accounts)
         except BudgetExceededError as error:
-            self.note(scope=error.scope, dimension=error.dimension, asked=error.asked, used=error.used, limit=error.limit)
+            self.note(
+                scope=error.scope, dimension=error.dimension, asked=error.asked, used=error.used, limit=error.limit
+            )
             cause = Cause.TOKEN_CAP if error.dimension == Dimension.TOKENS else Cause.MONEY_CAP
             raise CallFailed(Failure.OVER_BUDGET, cause) from error
         except LedgerUnavailableError as error:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -70,9 +71,13 @@ class Node(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Plain data that says all that this node does, for the graph's version and its drawing."""
-        fields = dataclasses.fields(self) if dataclasses.is_dataclass(self) else ()
-        described = {field.name: plain(getattr(self, field.name)) for field in fields}
+        described = {name: plain(getattr(self, name)) for name in getattr(self, "__dataclass_fields__", {})}
         return {"type": f"{type(self).__module__}.{type(self).__qualname__}", "kind": self.kind, **described}
+
+
+def labels(on: str | Iterable[str]) -> tuple[str, ...]:
+    """One label or several, as a tuple."""
+    return (on,) if isinstance(on, str) else tuple(on)
 
 
 def plain(value: Any) -> Any:
@@ -102,14 +107,14 @@ class Join(Node):
     """
 
     need: str | int = "all"
-    veto: tuple[str, ...] = ()
+    veto: str | Iterable[str] = ()
 
     kind: ClassVar[Kind] = Kind.JOIN
 
     def __post_init__(self) -> None:
         if self.need not in ("all", "any") and not (isinstance(self.need, int) and self.need >= 1):
             raise ValueError(f"Join(need={self.need!r}): need is 'all', 'any' or a number of branches from 1")
-        object.__setattr__(self, "veto", (self.veto,) if isinstance(self.veto, str) else tuple(self.veto))
+        object.__setattr__(self, "veto", labels(self.veto))
 
     @property
     def outcomes(self) -> frozenset[str]:

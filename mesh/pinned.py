@@ -19,7 +19,9 @@ def pinned(
     """
     spec = catalogue.tiers[tier]
     screens = _screens(graph, spec)
-    derived = Graph(f"{graph.name}/{tier}", cap=graph.cap, baseline=graph.baseline, doc=f"{graph.name} pinned to {tier}")
+    derived = Graph(
+        f"{graph.name}/{tier}", cap=graph.cap, baseline=graph.baseline, doc=f"{graph.name} pinned to {tier}"
+    )
     names = [*screens, MODEL_NODE]
     derived.add_edge(START, names[0])
     for name, following in zip(screens, names[1:], strict=True):
@@ -31,7 +33,9 @@ def pinned(
             derived.add_edge(name, REFUSED_NODE, on=blocked)
     derived.add_node(MODEL_NODE, model(tier))
     derived.add_edge(MODEL_NODE, END)
-    if any((graph.nodes[n].outcomes | graph.nodes[n].failures) - _allowed(graph, spec, n, graph.nodes[n]) for n in screens):
+    if any(
+        (graph.nodes[n].outcomes | graph.nodes[n].failures) - _allowed(graph, spec, n, graph.nodes[n]) for n in screens
+    ):
         derived.add_node(REFUSED_NODE, refuse())
         derived.add_edge(REFUSED_NODE, END)
     for lane in graph.lanes:
@@ -48,7 +52,8 @@ def _concerns(rule: MustPass | Never, graph: BuiltGraph, spec: ModelSpec) -> boo
 
 def _screens(graph: BuiltGraph, spec: ModelSpec) -> list[str]:
     """The nodes that policies about this tier name, in the order in which the graph lists them."""
-    named = {rule.node for rule in (*graph.must_pass, *graph.never) if _concerns(rule, graph, spec)}
+    rules: list[MustPass | Never] = [*graph.must_pass, *graph.never]
+    named = {rule.node for rule in rules if _concerns(rule, graph, spec)}
     return [name for name in graph.nodes if name in named]
 
 

@@ -127,7 +127,7 @@ class State:
 
     @property
     def best(self) -> Answer | None:
-        """The answer to give if the traversal ends now: spoken, else not refuted, else of the highest rank, else last."""
+        """The answer to give if the traversal ends now: spoken, else unrefuted, else of the highest rank, else last."""
         if self.spoken is not None:
             return self.spoken
         if not self.answers:

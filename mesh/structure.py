@@ -42,7 +42,7 @@ def _edge_faults(nodes: Nodes, edges: Edges) -> Iterator[str]:
 
 
 def _outcome_faults(nodes: Nodes, edges: Edges) -> Iterator[str]:
-    for (source, on), _ in edges.items():
+    for source, on in edges:
         node = nodes.get(source)
         known = node.outcomes | node.failures if node else frozenset()
         if node is not None and on not in known:
@@ -50,7 +50,8 @@ def _outcome_faults(nodes: Nodes, edges: Edges) -> Iterator[str]:
     for name, node in nodes.items():
         for outcome in sorted(node.outcomes):
             if (name, outcome) not in edges:
-                yield f"node {name!r}: its outcome {outcome!r} has no edge; add graph.add_edge({name!r}, ..., on={outcome!r})"
+                remedy = f"add graph.add_edge({name!r}, ..., on={outcome!r})"
+                yield f"node {name!r}: its outcome {outcome!r} has no edge; {remedy}"
 
 
 def successors(nodes: Nodes, edges: Edges, failure: str | None) -> "nx.DiGraph[str]":

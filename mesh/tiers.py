@@ -1,4 +1,4 @@
-"""What is known of a tier right now: calls in flight, waiting, latency. Decisions read it; what they read is in the hop."""
+"""What is known of a tier right now: calls in flight, waiting, latency. What a decision read of it is in its hop."""
 
 import asyncio
 from collections import deque

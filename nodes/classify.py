@@ -1,10 +1,12 @@
 """Classify a request by its likeness to a few examples per label."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 from mesh.catalogue import digest
 from mesh.node import Node
@@ -21,9 +23,33 @@ if TYPE_CHECKING:
     from mesh.hop import Hop
 
 UNSURE: Final = "unsure"
-NEAREST: Final = 2  # examples that speak for a label, beside their centre
 HEAD_CHARS: Final = 400  # what is asked stands at the beginning or the end, the material between
 TAIL_CHARS: Final = 200
+BELOW_ANY: Final = -2.0  # below any cosine
+TINY: Final = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """The labels' vectors, seen from `origin`, so that what all requests share does not count as likeness.
+
+    `rows[label]` are the indices of its examples, filled up with that of the last, empty row.
+    """
+
+    origin: "NDArray[np.float32]"  # [dimensions], the mean of the labels' means
+    centres: "NDArray[np.float32]"  # [labels, dimensions], length 1
+    examples: "NDArray[np.float32]"  # [examples + 1, dimensions], length 1; the last is filler
+    rows: "NDArray[np.intp]"  # [labels, the most examples of any label]
+
+    def scores(self, vector: "NDArray[np.float32]") -> "NDArray[np.float32]":
+        """float32[labels]: half the cosine to the centre, half the mean of those to the nearest examples."""
+        seen = vector - self.origin
+        seen /= max(math.sqrt(seen @ seen), TINY)
+        cosines = self.examples @ seen
+        cosines[-1] = BELOW_ANY
+        own = cosines[self.rows]
+        own.partition(-2, axis=1)  # the nearest two stand last
+        return cast("NDArray[np.float32]", (self.centres @ seen) * 0.5 + (own[:, -1] + own[:, -2]) * 0.25)
 
 
 @dataclass(frozen=True)  # without slots: the examples' vectors are kept in the instance's dictionary
@@ -31,11 +57,14 @@ class Task(Node):
     """Which label a request is most like. Outcomes: one per label, and `unsure`.
 
     A label's score is the mean of two cosines: to the centre of its examples, and to the nearest two of them. Signals:
-    `task` (the nearest label), `task_score` and `task_margin` (ahead of the second). 45 us after `warm`. The first 400
-    and last 200 characters of the last user message count.
+    `task` (the nearest label), `task_score` and `task_margin` (ahead of the second). 75 us after `warm` for a sentence.
+    The first 400 and last 200 characters of the last user message count.
 
-    Measured with the quickstart's ten labels (7 to 12 examples each) on 80 prompts written apart from them: see
-    docs/glossary or tests/test_nodes_classify.py. With 30 examples for each of CLINC150's 150 intents: 82 %.
+    Measured on 100 prompts written apart from the quickstart's examples (15 to 20 for each of its ten labels): the
+    nearest label is right for 85; with the default floor and margin 82 are right, 9 unsure and 9 wrong. With 30
+    examples for each of CLINC150's 150 intents the nearest label is right for 83 % of its test set, and a floor of 0.35
+    leaves out 65 % of what fits no intent, with 5 % of what does. It goes by words: "the sum of two even numbers" is
+    like a sum.
 
     Args:
         labels: examples by label, or the name of a YAML or JSON file beside the graph.
@@ -48,7 +77,7 @@ class Task(Node):
     """
 
     labels: LabelSet | Mapping[str, Sequence[str]] | str | Path
-    floor: float = field(default=0.25, kw_only=True)
+    floor: float = field(default=0.15, kw_only=True)
     margin: float = field(default=0.02, kw_only=True)
 
     kind: ClassVar[Kind] = Kind.CLASSIFIER
@@ -68,7 +97,7 @@ class Task(Node):
 
     @property
     def _examples(self) -> LabelSet:
-        return self.labels  # type: ignore[return-value] -- `__post_init__` made it one
+        return cast("LabelSet", self.labels)  # `__post_init__` made it one
 
     async def run(self, state: State, hop: "Hop") -> Verdict:
         scores = self.scores(state.request.text)
@@ -85,10 +114,11 @@ class Task(Node):
 
     def scores(self, text: str) -> "NDArray[np.float32]":
         """float32[labels], in the order of `names`, each in [-1, 1]."""
-        table = self._table
-        cosines = table.vectors @ weights.embed([_asked(text)])[0]
-        padded = cosines[table.rows]  # float32[labels, the most examples of any label + centre]
-        return table.score(padded)
+        return self._table.scores(weights.embed([asked(text)])[0])
+
+    @cached_property
+    def _table(self) -> _Table:
+        return _table(self._examples)
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -100,3 +130,36 @@ class Task(Node):
 
     def warm(self) -> None:
         self.scores("Hello.")
+
+
+Intent = Task
+"""The same node, by the name that support desks know."""
+
+
+def _table(labels: LabelSet) -> _Table:
+    import numpy as np  # noqa: PLC0415 -- graphs are read without it
+
+    counts = [len(examples) for _, examples in labels]
+    vectors = weights.embed([asked(example) for _, examples in labels for example in examples])
+    starts = np.cumsum([0, *counts])
+    origin = np.stack([vectors[a:b].mean(axis=0) for a, b in pairwise(starts)]).mean(axis=0)
+    vectors = _unit(vectors - origin)
+    centres = _unit(np.stack([vectors[a:b].mean(axis=0) for a, b in pairwise(starts)]))
+    rows = np.full((len(labels), max(2, *counts)), len(vectors), dtype=np.intp)
+    for row, start, count in zip(rows, starts, counts, strict=False):
+        row[:count] = np.arange(start, start + count)
+        row[count:2] = start  # a single example speaks twice
+    return _Table(origin, centres, np.vstack([vectors, np.zeros_like(origin)]), rows)
+
+
+def _unit(vectors: "NDArray[np.float32]") -> "NDArray[np.float32]":
+    import numpy as np  # noqa: PLC0415
+
+    lengths = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), TINY)
+    unit: NDArray[np.float32] = (vectors / lengths).astype(np.float32)
+    return unit
+
+
+def asked(text: str) -> str:
+    """The part of a text that says what is wanted: its beginning and its end."""
+    return text if len(text) <= HEAD_CHARS + TAIL_CHARS else f"{text[:HEAD_CHARS]}\n{text[-TAIL_CHARS:]}"

@@ -94,8 +94,8 @@ class Complexity(Node):
 
     The score is 1 - the product of (1 - weight x part) over all parts: it lies in [0, 1], each part can only raise it,
     and the signals (`complexity`, and `complexity_reasoning` and so on for each part, in [0, 1]) say by how much.
-    Weights and what fills each part are in `WEIGHTS`. 15 us for a sentence, 65 us for 600 characters, 2 ms at most; of more than
-    20,000 characters the middle is not read. It knows English words only: other languages score low.
+    Weights and what fills each part are in `WEIGHTS`. 15 us for a sentence, 65 us for 600 characters, 2 ms at most: of
+    more than 20,000 characters the middle is not read. It knows English words only: other languages score low.
 
     It tells how much is asked for, not how hard it is to know: of what GPT-4 and Mixtral get wrong in MMLU it knows no
     more than the prompt's length does (AUROC 0.51 and 0.55). Do not take it for a forecast of quality.

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final, TypeAlias
 
 import orjson
@@ -33,12 +34,12 @@ def located(path: Path) -> Path:
     """The file, beside the first calling module outside this package that has it there, else in the current folder."""
     if path.is_absolute():
         return path
-    frame = sys._getframe(1)  # noqa: SLF001 -- how `warnings` and `logging` learn who calls; `inspect` costs 40 ms
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 -- how `warnings` and `logging` learn who calls; `inspect` costs 40 ms
     while frame is not None:
         module, file = frame.f_globals.get("__name__", ""), frame.f_globals.get("__file__")
         if file and not module.startswith("nodes.") and (beside := Path(file).parent / path).is_file():
             return beside
-        frame = frame.f_back  # type: ignore[assignment] -- typeshed: a frame's caller may be None
+        frame = frame.f_back
     return path
 
 
@@ -49,7 +50,9 @@ def _loaded(path: Path) -> Any:
         raw = path.read_bytes()
     except OSError as error:
         where = f"label file {str(path)!r}"
-        raise ConfigError(where, "cannot be read.", "Put it beside the graph's module, or give its full path.") from error
+        raise ConfigError(
+            where, "cannot be read.", "Put it beside the graph's module, or give its full path."
+        ) from error
     if path.suffix == ".json":
         return _parsed(orjson.loads, raw, path)
     import yaml  # type: ignore[import-untyped]  # noqa: PLC0415 -- 30 ms, and only graphs with label files need it

@@ -11,6 +11,7 @@ from typing import Any
 
 import uvicorn
 
+from budgets.memory import MemoryLedger
 from mesh.catalogue import Catalogue
 from mesh.clock import SystemClock
 from mesh.engine import Mesh
@@ -25,7 +26,6 @@ from mesh.store.sqlite import SqliteStore
 from mesh.store.writer import TraversalWriter
 from mesh.testing import spec_of
 from mesh.tiers import OwnCounters
-from budgets.memory import MemoryLedger
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ def client(api: Served, **wishes) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{api.url}/v1", api_key="none", max_retries=0, **wishes)
 
 
-def post(api: Served, body: bytes | dict, headers: dict | None = None, path: str = "/v1/chat/completions"):
+def post(api: Served, body, headers=None, path: str = "/v1/chat/completions"):
     """(status, headers, parsed body) of one POST."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     request = urllib.request.Request(api.url + path, data, {"content-type": "application/json", **(headers or {})})
@@ -74,7 +74,7 @@ def get(api: Served, path: str):
         return error.code, json.loads(error.read())
 
 
-def chat(text: str = "hello", model: str = "one", **fields) -> dict:
+def chat(text: str = "hello", model: str = "one", **fields):
     return {"model": model, "messages": [{"role": "user", "content": text}], **fields}
 
 

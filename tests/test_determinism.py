@@ -46,7 +46,9 @@ def once(graph, replies, form: Form, seed: int) -> Traversal:
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**53), fast=st.integers(0, 50), slow=st.integers(0, 50), need=st.sampled_from(["any", "all"]))
+@given(
+    seed=st.integers(0, 2**53), fast=st.integers(0, 50), slow=st.integers(0, 50), need=st.sampled_from(["any", "all"])
+)
 def test_every_form_gives_the_same_bytes_twice(seed, fast, slow, need):
     replies = {"fast": Scripted("quick", delay_us=fast * 1_000), "slow": Scripted("slow", delay_us=slow * 1_000)}
     records = [without_times(once(race(need), replies, form, seed)) for form in (*Form, *Form)]
@@ -96,4 +98,6 @@ def test_times_add_up_in_every_traversal(seed):
         assert sum(len(hop.edges) for hop in traversal.hops) == len(traversal.hops) + sum(
             len(hop.edges) - 1 for hop in traversal.hops
         )
-        assert traversal.nodes_us + traversal.edges_us + traversal.ingress_us + traversal.egress_us == traversal.total_us
+        assert (
+            traversal.nodes_us + traversal.edges_us + traversal.ingress_us + traversal.egress_us == traversal.total_us
+        )

@@ -12,7 +12,7 @@ from mesh.engine import Told
 from mesh.errors import ReservationError
 from mesh.prices import NOT_PRICED, Usage
 from mesh.providers.scripted import Scripted, ScriptedProvider
-from mesh.testing import RecordingSink, run, spec_of, scripted_mesh
+from mesh.testing import RecordingSink, run, scripted_mesh, spec_of
 from mesh.trace import Traversal
 from mesh.vocabulary import AttemptStatus, Cause, Ended, Privacy, Reason, Scope
 from tests.graphs_for_tests import WIDE, cascade, loop, pinned_one, race
@@ -237,6 +237,7 @@ def test_a_request_stays_in_its_region_among_several_endpoints():
     endpoints = (Endpoint(name="us-1", region="us"), Endpoint(name="eu-1", region="eu"), Endpoint(name="nowhere"))
     specs = {"small": spec_of("small", endpoints=endpoints)}
     for seed in range(20):
+
         async def go(seed: int = seed) -> Told:
             return await scripted_mesh(pinned_one(), {"small": "hi"}, specs=specs).ask(
                 "hello", seed=seed, hints=Hints(region="eu")
@@ -250,6 +251,7 @@ def test_the_choice_between_endpoints_is_recorded_with_its_propensity():
     specs = {"small": spec_of("small", endpoints=endpoints)}
     chosen = []
     for seed in range(200):
+
         async def go(seed: int = seed) -> Told:
             return await scripted_mesh(pinned_one(), {"small": "hi"}, specs=specs).ask("hello", seed=seed)
 
@@ -289,7 +291,9 @@ def test_a_provider_refuses_to_be_called_without_a_live_reservation():
 
 
 def test_quotes_stay_within_the_window_and_say_how_the_input_was_bounded():
-    told = asked(pinned_one(), {"small": "ok"}, "word " * 10_000, specs={"small": spec_of("small", context_window=1_000)})
+    told = asked(
+        pinned_one(), {"small": "ok"}, "word " * 10_000, specs={"small": spec_of("small", context_window=1_000)}
+    )
     (attempt,) = attempts(told.traversal)
     assert attempt.bound == "context_window"
     assert attempt.reserved_tokens <= 1_000 + 256
@@ -301,7 +305,7 @@ def test_the_lowest_of_all_output_bounds_is_sent():
     async def go(client: int | None) -> int:
         mesh = scripted_mesh(pinned_one(max_tokens=100), {"small": ""}, providers={"scripted": provider})
         await mesh.ask("hello", max_tokens=client)
-        return provider.asked[-1].call.max_tokens
+        return int(provider.asked[-1].call.max_tokens)
 
     assert run(go(50)) == 50
     assert run(go(5_000)) == 100

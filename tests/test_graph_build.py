@@ -121,7 +121,7 @@ def test_branches_share_no_node():
 def test_a_join_without_a_fan_out_is_a_fault():
     graph = sound()
     graph.add_node("join", Join())
-    graph._edges["fork", "right"] = ("join",)  # noqa: SLF001 -- shorter than a second graph
+    graph._edges["fork", "right"] = ("join",)
     graph.add_edge("join", END)
     assert "ends no fan-out" in faults(graph)
 
@@ -196,16 +196,13 @@ def test_caps_are_exact_and_floats_are_not_money():
     assert Cap(usd="0").cost_nusd == 0
     assert Cap().cost_nusd is None
     with pytest.raises(TypeError, match="floats are not money"):
-        Cap(usd=0.02)  # type: ignore[arg-type]
+        Cap(usd=0.02)
     with pytest.raises(ValueError, match="0 or more"):
         Cap(hops=-1)
 
 
 @pytest.mark.parametrize("module", ["graphs.quickstart", "graphs.static"])
 def test_importing_a_graph_loads_neither_ray_nor_langgraph(module):
-    code = (
-        f"import sys, {module}; "
-        "print([m for m in ('ray', 'langgraph', 'aiohttp', 'xllamacpp') if m in sys.modules])"
-    )
+    code = f"import sys, {module}; print([m for m in ('ray', 'langgraph', 'aiohttp', 'xllamacpp') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"

@@ -117,6 +117,10 @@ TOOL_STREAMS = {
         [a_call("a", "sum", "{}", extra_content={"google": {"thought_signature": "x"}}), a_call("b", "mul", "[]")],
     ),
     "no index": ([tool(None, "a", "sum", "{"), tool(None, None, None, "}")], [a_call("a", "sum", "{}")]),
+    "one index, ids in turn": (
+        [tool(0, "a", "sum", "{"), tool(0, "b", "mul", "{"), tool(0, "a", None, "}"), tool(0, "b", None, "}")],
+        [a_call("a", "sum", "{}"), a_call("b", "mul", "{}")],
+    ),
     "id and name repeated": ([tool(0, "a", "sum", "{"), tool(0, "a", "sum", "}")], [a_call("a", "sum", "{}")]),
     "no id": ([tool(0, None, "sum", "{}")], [a_call("call_0", "sum", "{}")]),
 }
@@ -254,6 +258,19 @@ def test_a_stream_that_fails_says_how_and_leaves_what_came(name: str) -> None:
     run(work())
 
 
+def test_choices_that_nobody_reads_are_counted_all_the_same() -> None:
+    other = {"choices": [{"index": 1, "delta": {"content": "x"}, "finish_reason": None}]}
+
+    async def work() -> None:
+        async with raw(SSE_HEAD + sse(HELLO[1], other, HELLO[2], other)) as seen:
+            asked = await ask(seen.url, stream=True)
+            assert asked.failed == (Status.CUT, Cause.STREAM_CUT)
+            assert asked.progress.text == ["He", "llo"]
+            assert asked.progress.output_pieces == 4
+
+    run(work())
+
+
 def test_what_came_before_a_broken_connection_is_settled_by_its_own_usage() -> None:
     grown = [delta(content="He", usage=USAGE)]
 
@@ -306,11 +323,13 @@ def test_each_time_limit_speaks_under_its_own_name(name: str) -> None:
 
     async def work() -> None:
         async with raw(*steps) as seen:
-            asked = await ask(seen.url, stream=stream, limits=limits)
+            provider = OpenAIProvider(SystemClock())
+            asked = await ask(seen.url, stream=stream, limits=limits, provider=provider)
             assert asked.failed == (Status.TIMEOUT, cause)
             assert 0.19 < asked.took_s < 2
             assert asked.progress.output_pieces >= pieces
             await asyncio.wait_for(seen.gone.wait(), 1)
+            await provider.close()
 
     run(work())
 
@@ -331,10 +350,13 @@ def test_a_connection_that_never_stands_is_given_up(connect_us: int) -> None:
 
 def test_no_time_left_is_no_call() -> None:
     async def work() -> None:
-        async with raw(5.0) as seen:
-            asked = await ask(seen.url, limits={"total_us": 0})
+        provider = OpenAIProvider(SystemClock())
+        async with raw(CHUNKED_HEAD + chunked(sse(*HELLO, *LAST)) + CHUNKED_END, keep=True) as seen:
+            await ask(seen.url, stream=True, provider=provider)  # now a connection is open
+            asked = await ask(seen.url, provider=provider, limits={"total_us": 0})
             assert asked.failed == (Status.TIMEOUT, Cause.TOTAL_TIMEOUT)
-            assert (seen.connections, asked.progress.sent) == (0, False)
+            assert (len(seen.heads), asked.progress.sent) == (1, False)
+            await provider.close()
 
     run(work())
 
@@ -374,7 +396,8 @@ def test_a_slow_client_is_not_the_provider_s_gap() -> None:
 def test_a_cancelled_call_closes_the_upstream_at_once(steps: list[Any]) -> None:
     async def work() -> None:
         async with raw(*steps) as seen:
-            task = asyncio.ensure_future(ask(seen.url, stream=True))
+            provider = OpenAIProvider(SystemClock())
+            task = asyncio.ensure_future(ask(seen.url, stream=True, provider=provider))
             await asyncio.sleep(0.1)
             assert len(seen.heads) == 1
             task.cancel()
@@ -383,6 +406,7 @@ def test_a_cancelled_call_closes_the_upstream_at_once(steps: list[Any]) -> None:
                 await task
             await asyncio.wait_for(seen.gone.wait(), 1)
             assert time.perf_counter() - began < 1
+            await provider.close()
 
     run(work())
 
@@ -396,9 +420,11 @@ def test_a_client_that_breaks_while_it_is_written_to_closes_the_upstream() -> No
 
     async def work() -> None:
         async with raw(SSE_HEAD + sse(*HELLO[:2]), 5.0) as seen:
+            provider = OpenAIProvider(SystemClock())
             with pytest.raises(GoneError):
-                await ask(seen.url, stream=True, on_delta=leave)
+                await ask(seen.url, stream=True, on_delta=leave, provider=provider)
             await asyncio.wait_for(seen.gone.wait(), 1)
+            await provider.close()
 
     run(work())
 
@@ -479,6 +505,11 @@ def parsed(stream: bytes, cuts: list[int]) -> tuple[list[Event], list[Event]]:
 @settings(max_examples=500)
 def test_the_parser_gives_the_same_events_for_any_chunking(stream: bytes, cuts: list[int]) -> None:
     assert parsed(stream, cuts) == parsed(stream, []) == parsed(stream, list(range(len(stream))))
+
+
+def test_a_name_belongs_to_one_event_only() -> None:
+    stream = b"event: error\n\ndata: 1\n\nevent: error\ndata: 2\n\ndata: 3\n\n"
+    assert parsed(stream, [])[0] == [Event(b"1"), Event(b"2", b"error"), Event(b"3")]
 
 
 @given(data=st.lists(st.lists(st.sampled_from(["a", "", " b", "data: c", "é\N{GRINNING FACE}"]), min_size=1)), end=ENDS)

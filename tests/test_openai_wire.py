@@ -192,8 +192,9 @@ def test_neither_proxies_nor_cookies_nor_redirects_nor_retries(monkeypatch: pyte
     async def work() -> None:
         provider = OpenAIProvider(SystemClock())
         async with serving(replying(WHOLE, headers={"set-cookie": "a=b"})) as there:
-            await ask(there.url, provider=provider)
-            assert (await ask(there.url, provider=provider)).answer.message["content"] == "Hi!"
+            by_name = there.url.replace("127.0.0.1", "localhost")
+            await ask(by_name, provider=provider)
+            assert (await ask(by_name, provider=provider)).answer.message["content"] == "Hi!"
             assert "cookie" not in there.requests[1].headers
             location = {"location": there.url + "/chat/completions"}
             async with serving(replying({}, status=307, headers=location)) as moved:
@@ -526,9 +527,11 @@ def test_a_reply_without_end_does_not_fill_our_memory(head: str, monkeypatch: py
 
     async def work() -> None:
         async with raw(OK_HEAD + head.encode() + b"\r\n\r\n", *[b" " * 2**18] * 200) as seen:
-            asked = await ask(seen.url)
+            provider = OpenAIProvider(SystemClock())
+            asked = await ask(seen.url, provider=provider)
             assert asked.failed == (Status.INVALID_REPLY, Cause.UPSTREAM_GARBAGE)
             await asyncio.wait_for(seen.gone.wait(), 2)
+            await provider.close()
 
     run(work())
 
@@ -565,3 +568,11 @@ def test_one_provider_serves_several_event_loops_and_many_calls_at_once() -> Non
 
     run(work())
     run(work())
+
+
+def test_an_event_loop_that_ended_is_not_kept() -> None:
+    provider = OpenAIProvider(SystemClock())
+    for _ in range(4):
+        run(ask("http://127.0.0.1:9/v1", provider=provider))
+    assert len(provider._sessions) == 1
+    run(provider.close())

@@ -24,7 +24,7 @@ def streamed(graph, replies) -> tuple[list[tuple[int, str]], Told]:
             pieces.append((round((asyncio.get_running_loop().time() - began) * 1_000), piece))
         raise AssertionError
 
-    return run(go())
+    return run(go())  # type: ignore[no-any-return]
 
 
 SLOW = Scripted(pieces=["one ", "two ", "three"], text="one two three", delay_us=10_000, gap_us=20_000)

@@ -53,19 +53,18 @@ class Receiver(http.server.ThreadingHTTPServer):
 
     @property
     def spans(self) -> list[Span]:
-        return [
-            span
-            for _, request in self.requests
-            for resource in request.resource_spans
-            for scope in resource.scope_spans
-            for span in scope.spans
-        ]
+        spans: list[Span] = []
+        for _, request in self.requests:
+            for resource in request.resource_spans:
+                for scope in resource.scope_spans:
+                    spans += scope.spans
+        return spans
 
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     server = Receiver()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     yield server
     server.shutdown()
@@ -90,7 +89,8 @@ def exported(receiver, monkeypatch):
         for traversal in traversals:
             telemetry.export(traversal)
         telemetry.close()
-        return receiver.spans
+        spans: list[Span] = receiver.spans
+        return spans
 
     return export
 

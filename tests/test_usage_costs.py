@@ -304,6 +304,7 @@ NONSENSE: list[tuple[str, object]] = [
     ("openai", {**OPENAI, "completion_tokens": None}),
     ("openai", {**OPENAI, "total_tokens": 14}),
     ("openai", {**OPENAI, "total_tokens": MAX_TOKENS + 1}),
+    ("openai", {"prompt_tokens": MAX_TOKENS, "completion_tokens": 1}),
     ("openai", {**OPENAI, "prompt_tokens_details": {"cached_tokens": 11}}),
     ("openai", {**OPENAI, "prompt_tokens_details": {"cached_tokens": 6, "cache_write_tokens": 5}}),
     ("openai", {**OPENAI, "prompt_tokens_details": [6]}),

@@ -29,7 +29,7 @@ from mesh.vocabulary import Priority
 FAILED = 1
 
 
-def command(
+def command(  # noqa: PLR0913 -- each is an option of the command
     text: Annotated[str, typer.Argument(metavar="TEXT", help="What to ask; '-' reads standard input.")],
     *,
     graph: Annotated[
@@ -61,7 +61,7 @@ def command(
     messages = [{"role": "user", "content": question}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
-    told = asyncio.run(_asked(_graph(graph), messages, wishes, dry_run, as_json, store, config))
+    told = asyncio.run(_asked(_graph(graph), messages, wishes, store, config, dry=dry_run, quiet=as_json))
     if as_json:
         typer.echo(orjson.dumps({"text": told.text, "traversal": told.traversal.to_json()}, option=orjson.OPT_INDENT_2))
     elif dry_run:
@@ -91,10 +91,11 @@ async def _asked(
     graph: Graph,
     messages: list[dict[str, Any]],
     wishes: dict[str, Any],
-    dry: bool,
-    quiet: bool,
     store: str | None,
     config: str | None,
+    *,
+    dry: bool,
+    quiet: bool,
 ) -> Told:
     """Ask, print the reply as it comes, and keep the traversal where `mesh trace last` finds it."""
     kept: list[Traversal] = []

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +67,7 @@ class Mesh:
         record: called with every finished record.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- keyword-only parts, each replaceable by a test
         self,
         graph: Graph | BuiltGraph,
         *,
@@ -84,7 +84,7 @@ class Mesh:
         self.graph = graph.build() if isinstance(graph, Graph) else graph
         self.door = door or door_of(clock or SystemClock(), catalogue, providers, ledger)
         self._ids = ids or RandomIds(self.door.clock)
-        self._rng = rng or random.Random()  # noqa: S311 -- seeds of traversals, not secrets
+        self._rng = rng or random.Random()
         self._compiled = Compiled(self.graph, form)
         self._record = record or _forget
 
@@ -110,7 +110,7 @@ class Mesh:
 
     async def stream(
         self, messages: Sequence[Mapping[str, Any]] | str, **wishes: Any
-    ) -> AsyncIterator[str | Told]:
+    ) -> AsyncGenerator[str | Told, None]:
         """Pieces of text as they come, and last the whole `Told`. Text that validators held back comes in one piece."""
         pieces: asyncio.Queue[str | None] = asyncio.Queue(maxsize=64)
         sent: list[str] = []
@@ -159,7 +159,7 @@ class Mesh:
         dry: bool = False,
     ) -> Finished:
         """Walk the graph once. Cancelling this ends every hop at once; the record is then kept as `cancelled`."""
-        run = self._run(request, request_id or self.new_id(), started_us, meta, sink, dry)
+        run = self._run(request, request_id or self.new_id(), started_us, meta, sink, dry=dry)
         cursor = start(run)
         langgraph_us = 0
         try:
@@ -177,9 +177,7 @@ class Mesh:
 
     def _end_us(self, run: Run) -> int:
         """When the last hop's edge ended: the engine's own bookkeeping behind it counts as egress."""
-        return run.entered_us + sum(
-            hop.run_us + hop.edges[0].total_us for hop in run.records if not hop.parallel
-        )
+        return run.entered_us + sum(hop.run_us + hop.edges[0].total_us for hop in run.records if not hop.parallel)
 
     def _cancelled(self, run: Run, cursor: Cursor) -> Traversal:
         run.records.sort(key=lambda record: record.path)
@@ -188,7 +186,7 @@ class Mesh:
         return traversal
 
     def _run(
-        self, request: Request, request_id: str, started_us: int, meta: Meta, sink: DeltaSink | None, dry: bool
+        self, request: Request, request_id: str, started_us: int, meta: Meta, sink: DeltaSink | None, *, dry: bool
     ) -> Run:
         hints = request.hints
         latency_us = None if hints.latency_ms is None else hints.latency_ms * (US_PER_S // 1_000)

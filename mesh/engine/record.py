@@ -1,4 +1,4 @@
-"""The traversal record, made from a run that ended: how it ended, why, what it cost, and how much of each cap it used."""
+"""The traversal record of a run that ended: how and why, what it cost, and how much of each cap it used."""
 
 from mesh.engine.walker import Cursor
 from mesh.prices import Usage

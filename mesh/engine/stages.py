@@ -7,11 +7,11 @@ walker's.
 Source: docs/decisions/0001-walker-inside-langgraph.md
 """
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypedDict
 
+from langchain_core.runnables import RunnableConfig
 from langgraph.graph import END as LANGGRAPH_END
 from langgraph.graph import START as LANGGRAPH_START
 from langgraph.graph import StateGraph
@@ -71,7 +71,7 @@ class Compiled:
         self.form = form
         self._heads = heads_of(graph, form)
         hops = graph.cap.hops
-        self._config = {"recursion_limit": 10_000 if hops is None else hops + 2}
+        self._config: RunnableConfig = {"recursion_limit": 10_000 if hops is None else hops + 2}
         self._langgraph = None if form is Form.BARE else _compile(graph, self._heads)
 
     async def walk(self, run: Run, cursor: Cursor) -> tuple[Cursor, int]:
@@ -90,10 +90,11 @@ def _compile(graph: BuiltGraph, heads: Heads) -> "CompiledStateGraph[At, Walk, A
     stages = {first, *(target for target in _targets(graph) if heads(target))} - {AT_END, ()}
     builder = StateGraph(At, context_schema=Walk)
     for target in sorted(stages):
-        following = _following(graph, target, heads, through_first=_enters(first, target, heads))
+        enters = _enters(first, target, heads)
+        following = _following_entry(graph, target, heads) if enters else _following(graph, target, heads)
         destinations = {(LANGGRAPH_END if t == AT_END else stage_name(t)): on for t, on in sorted(following.items())}
-        stage = _stage(heads, through_first=_enters(first, target, heads))
-        builder.add_node(stage_name(target), stage, destinations=destinations)  # type: ignore[call-overload]
+        stage = _stage(heads, through_first=enters)
+        builder.add_node(stage_name(target), stage, destinations=destinations)
     builder.add_edge(LANGGRAPH_START, stage_name(first))
     return builder.compile(name=graph.name)
 
@@ -125,16 +126,20 @@ def _targets(graph: BuiltGraph) -> set[Target]:
     return targets if graph.failure is None else targets | {(graph.failure,)}
 
 
-def _following(graph: BuiltGraph, stage: Target, heads: Heads, *, through_first: bool) -> dict[Target, str]:
+def _following_entry(graph: BuiltGraph, first: Target, heads: Heads) -> dict[Target, str]:
+    """The stages that may follow the entry stage, which goes on through the first call."""
+    found: dict[Target, set[str]] = {AT_END: set()}
+    for call in _following(graph, first, heads):
+        if call != AT_END:
+            for then, on in _following(graph, call, heads).items():
+                found.setdefault(then, set()).add(on)
+    return {target: ", ".join(sorted(outcomes)) for target, outcomes in found.items()}
+
+
+def _following(graph: BuiltGraph, stage: Target, heads: Heads) -> dict[Target, str]:
     """The stages that may follow this one, with the outcomes that lead there."""
     found: dict[Target, set[str]] = {AT_END: set()}
     seen: set[str] = set()
-    if through_first:
-        for target in _following(graph, stage, heads, through_first=False):
-            if target != AT_END:
-                for then, on in _following(graph, target, heads, through_first=False).items():
-                    found.setdefault(then, set()).add(on)
-        return {target: ", ".join(sorted(outcomes - {""})) for target, outcomes in found.items()}
     pending = [_exit_of(graph, stage)]
     while pending:
         name = pending.pop()

@@ -8,11 +8,12 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import TracebackType
 from typing import Final, TypeAlias
 
 from mesh.graph import BuiltGraph, Target
 from mesh.hop import CallFailed, Hop, Stopped
-from mesh.node import Join, Node
+from mesh.node import Join, Node, labels
 from mesh.run import Run
 from mesh.state import State, Verdict
 from mesh.trace import EdgeRecord, HopRecord
@@ -169,7 +170,7 @@ async def _verdict(run: Run, node: Node, state: State, hop: Hop) -> Verdict:
         return Verdict(outcome=_stopped_outcome(stopped.ended), because=stopped.cause)
     except Exception as error:
         # The message may hold content, so only its type and place are logged.
-        log.error("node %s raised %s", hop.name, type(error).__name__, exc_info=_without_message(error))
+        log.error("node %s raised %s", hop.name, type(error).__name__, exc_info=_without_message(error))  # noqa: TRY400
         return Verdict(outcome=FAULT, because=Cause.NODE_RAISED)
     if verdict.outcome == CUT:
         run.stop(Ended.CUT, verdict.because)
@@ -197,7 +198,7 @@ def _stopped_outcome(ended: Ended) -> str:
     return CAPPED if ended is Ended.CAPPED else ended.value
 
 
-def _without_message(error: BaseException) -> tuple[type[BaseException], BaseException, object]:
+def _without_message(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:
     """The traceback, with the message taken out."""
     bare = RuntimeError(f"{type(error).__name__} (its message may hold content and is not logged)")
     return RuntimeError, bare, error.__traceback__
@@ -268,7 +269,8 @@ async def _fan_out(run: Run, cursor: Cursor) -> Cursor:
     """Walk all branches at once, and go on from their join as soon as it is decided."""
     name = run.graph.joins[cursor.source, cursor.on]
     join = run.graph.nodes[name]
-    assert isinstance(join, Join)
+    if not isinstance(join, Join):
+        raise TypeError(f"{name} is no join; a built graph names one for each fan-out")
     tasks = [
         asyncio.create_task(
             _branch(run, replace(cursor, targets=(target,), path=(*cursor.path, number, 1)), name),
@@ -277,7 +279,9 @@ async def _fan_out(run: Run, cursor: Cursor) -> Cursor:
         for number, target in enumerate(cursor.targets, 1)
     ]
     try:
-        decider, because, verdict = await _decided(run, tasks, _Tally(join.needed(len(tasks)), join.veto, len(tasks)))
+        decider, because, verdict = await _decided(
+            run, tasks, _Tally(join.needed(len(tasks)), labels(join.veto), len(tasks))
+        )
     finally:
         # Losers settle, under their own shield, before the traversal goes on.
         for task in tasks:

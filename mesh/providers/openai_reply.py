@@ -226,10 +226,8 @@ class Assembly:
         """
         index, call_id = piece.get("index"), piece.get("id")
         for call in reversed(self._calls):
-            if index is None or call.index == index:
-                if not call_id or not call.id or call.id == call_id:
-                    return call
-                break
+            if (index is None or call.index == index) and (not call_id or not call.id or call.id == call_id):
+                return call
         call = _PartialCall(index)
         self._calls.append(call)
         return call

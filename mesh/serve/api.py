@@ -15,7 +15,17 @@ from mesh.engine.mesh import Finished, Mesh
 from mesh.errors import MeshError, RequestError, UnknownModelError
 from mesh.metrics import Metrics
 from mesh.run import Meta
-from mesh.serve.http import ClientGoneError, Receive, Scope, Send, headers_of, read_body, send_bytes, send_error, send_json
+from mesh.serve.http import (
+    ClientGoneError,
+    Receive,
+    Scope,
+    Send,
+    headers_of,
+    read_body,
+    send_bytes,
+    send_error,
+    send_json,
+)
 from mesh.serve.readiness import Readiness
 from mesh.serve.replies import (
     EventStream,
@@ -93,7 +103,7 @@ class Api:
     async def drain(self) -> None:
         """Take nothing new, and wait for what runs. The caller bounds the wait."""
         self._draining = True
-        while self._open:
+        while self._open:  # noqa: ASYNC110 -- once in a replica's life
             await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
@@ -174,7 +184,9 @@ class Api:
         started_us = clock.now_us()
         headers = headers_of(scope)
         if self._draining:
-            failed = Failed(503, "service_unavailable", "draining", "This replica is stopping.", True, None, 1)
+            failed = Failed(
+                503, "service_unavailable", "draining", "This replica is stopping.", retry=True, retry_after_s=1
+            )
             await send_error(send, 503, failed.body(), failure_headers(failed))
             return
         body = await read_body(receive, headers, self._max_body_bytes)
@@ -198,21 +210,29 @@ class Api:
     ) -> None:
         """Write the reply, and keep the record whether or not the client was still there to read it."""
         clock = mesh.door.clock
-        traversal = finished.traversal
+        traversal, answer = finished.traversal, finished.answer
         try:
-            failed = failure_of(traversal, finished.answer)
-            if failed is None and finished.answer is None:
-                failed = INTERNAL
-            if stream is not None and (failed is None or stream.started):
-                await (stream.finish(finished) if failed is None else stream.fail(failed))
-            elif failed is None:
-                headers = reply_headers(traversal, started_us, clock.now_us())
-                await send_json(send, 200, completion_body(finished, created), headers)
+            failed = failure_of(traversal, answer)
+            if failed is not None or answer is None:
+                await self._fail(send, traversal, failed or INTERNAL, stream, started_us)
+            elif stream is not None:
+                await stream.finish(finished, answer)
             else:
-                headers = [*reply_headers(traversal, started_us, clock.now_us()), *failure_headers(failed)]
-                await send_error(send, failed.status, failed.body(), headers)
+                headers = reply_headers(traversal, started_us, clock.now_us())
+                await send_json(send, 200, completion_body(finished, answer, created), headers)
         finally:
             self._keep(finished.written(started_us, clock.now_us()))
+
+    async def _fail(
+        self, send: Send, traversal: Traversal, failed: Failed, stream: EventStream | None, started_us: int
+    ) -> None:
+        """An error reply; once a stream has begun, an error event."""
+        if stream is not None and stream.started:
+            await stream.fail(failed)
+            return
+        now_us = next(iter(self._models.meshes.values())).door.clock.now_us()
+        headers = [*reply_headers(traversal, started_us, now_us), *failure_headers(failed)]
+        await send_error(send, failed.status, failed.body(), headers)
 
 
 def _meta(call: ChatCall, headers: Mapping[str, str]) -> Meta:
@@ -223,7 +243,7 @@ def _meta(call: ChatCall, headers: Mapping[str, str]) -> Meta:
     return Meta(
         client_request_id=_printable(client_id) if client_id else None,
         user=_printable(call.user) if call.user else None,
-        client_retry=int(retries) if retries.isascii() and retries.isdigit() and len(retries) < 4 else 0,  # noqa: PLR2004
+        client_retry=int(retries) if retries.isascii() and retries.isdigit() and len(retries) < 4 else 0,
         ignored_hints=call.ignored_hints,
         traceparent=parent if TRACEPARENT.fullmatch(parent) else None,
     )
@@ -264,5 +284,3 @@ class _watching:  # noqa: N801 -- reads as a statement: `with _watching(receive)
         self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
-
-

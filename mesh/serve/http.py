@@ -55,7 +55,9 @@ async def read_body(receive: Receive, headers: Mapping[str, str], max_bytes: int
 
 
 def _too_large(size: int, max_bytes: int) -> RequestError:
-    problem = f"The body has at least {size} bytes and the limit is {max_bytes}; send less, or raise [http] max_body_bytes."
+    problem = (
+        f"The body has at least {size} bytes and the limit is {max_bytes}; send less, or raise [http] max_body_bytes."
+    )
     return RequestError(problem, None, "request_too_large")
 
 

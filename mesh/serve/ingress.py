@@ -51,8 +51,12 @@ def preflight(settings: Mapping[str, Any]) -> Sequence[PlacedTier]:
         _check_tiers(graph, config)
     if not str(settings["host"]).startswith(LOOPBACK):
         remedy = "Listen on 127.0.0.1, behind a proxy that asks for keys."
-        raise ConfigError("host", f"{settings['host']} can be reached from outside, and no keys are configured.", remedy)
-    return [_placed(config, tier) for tier in sorted({t for graph in graphs for t in graph.tiers()}) if _local(config, tier)]
+        raise ConfigError(
+            "host", f"{settings['host']} can be reached from outside, and no keys are configured.", remedy
+        )
+    return [
+        _placed(config, tier) for tier in sorted({t for graph in graphs for t in graph.tiers()}) if _local(config, tier)
+    ]
 
 
 def _check_tiers(graph: BuiltGraph, config: Config) -> None:
@@ -99,7 +103,8 @@ def ingress_from(settings: Mapping[str, Any]) -> Api:
     meshes = {graph.name: Mesh(graph, door=door, record=writer.put) for graph in _with_pinned(graphs, config)}
 
     async def begin() -> None:
-        await asyncio.to_thread(lambda: [mesh.warm() for mesh in meshes.values()])
+        for mesh in meshes.values():
+            await asyncio.to_thread(mesh.warm)
         _settle_garbage()
 
     async def end() -> None:
@@ -122,6 +127,10 @@ def ingress_from(settings: Mapping[str, Any]) -> Api:
     )
 
 
+def _refusal() -> Respond:
+    return Respond(REFUSAL, ends=Ended.REFUSED)
+
+
 def _settle_garbage() -> None:
     """Take what lives for ever out of the collector's sight, and let it look less often: a pause is a slow request."""
     gc.collect()
@@ -133,9 +142,8 @@ def _with_pinned(graphs: Sequence[BuiltGraph], config: Config) -> list[BuiltGrap
     """The graphs, and for each tier of theirs that is configured the derived graph that pins it."""
     found = list(graphs)
     for graph in graphs:
-        for tier in graph.tiers():
-            if tier in config.catalogue.tiers:
-                found.append(pinned(graph, tier, config.catalogue, Model, lambda: Respond(REFUSAL, ends=Ended.REFUSED)))
+        configured = [tier for tier in graph.tiers() if tier in config.catalogue.tiers]
+        found += [pinned(graph, tier, config.catalogue, Model, _refusal) for tier in configured]
     return found
 
 

@@ -46,10 +46,9 @@ def finish_reason(traversal: Traversal, answer: Answer) -> str:
     return "length" if traversal.outcome is Ended.CAPPED else answer.finish_reason
 
 
-def completion_body(finished: Finished, created: int) -> dict[str, Any]:
+def completion_body(finished: Finished, answer: Answer, created: int) -> dict[str, Any]:
     """A whole chat completion."""
-    traversal, answer = finished.traversal, finished.answer
-    assert answer is not None
+    traversal = finished.traversal
     choice: dict[str, Any] = {
         "index": 0,
         "message": {"refusal": None, **answer.message},
@@ -120,10 +119,9 @@ class EventStream:
             self._said = True
         await self._event(self._chunk(delta, None))
 
-    async def finish(self, finished: Finished) -> None:
+    async def finish(self, finished: Finished, answer: Answer) -> None:
         """The held text if nothing has gone out yet, then the finish reason, usage, and the end mark."""
-        traversal, answer = finished.traversal, finished.answer
-        assert answer is not None
+        traversal = finished.traversal
         self._model = traversal.model or self._model
         if not answer.streamed:
             held = {key: value for key, value in answer.message.items() if key != "role" and value is not None}

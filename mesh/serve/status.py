@@ -1,4 +1,4 @@
-"""How a traversal's end becomes an HTTP status and an error of OpenAI's shape. The one place where statuses are chosen."""
+"""How a traversal's end becomes an HTTP status and an error of OpenAI's shape. Statuses are chosen nowhere else."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -93,7 +93,9 @@ def _refused(traversal: Traversal) -> Failed:
         )
         return Failed(429, "insufficient_quota", "budget_exceeded", message, param=str(state.get("scope")))
     if traversal.cause == Cause.CONTENT_FILTER:
-        return Failed(403, "permission_error", "content_filtered", "The provider's content filter refused this request.")
+        return Failed(
+            403, "permission_error", "content_filtered", "The provider's content filter refused this request."
+        )
     return Failed(403, "permission_error", "refused", f"The graph refused this request ({traversal.cause}).")
 
 
@@ -127,7 +129,7 @@ def failure_of_request(error: MeshError) -> Failed:
     """The error reply for a request that never ran."""
     if isinstance(error, RequestError):
         status = BAD_REQUEST_STATUS.get(error.code, 400)
-        kind = "not_found_error" if status == 404 else "invalid_request_error"  # noqa: PLR2004 -- an HTTP status
+        kind = "not_found_error" if status == 404 else "invalid_request_error"
         if isinstance(error, UnknownModelError):
             kind = "invalid_request_error"
         return Failed(status, kind, error.code, str(error), param=error.param)

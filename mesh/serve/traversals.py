@@ -55,5 +55,7 @@ def _moment(name: str, text: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text.replace(" ", "+"))  # a plus sign in a query means a space
     except ValueError as error:
-        raise RequestError(f"{name}={text[:40]!r} is not a time; give ISO 8601, like 2026-11-22T06:00:00Z.", name) from error
+        raise RequestError(
+            f"{name}={text[:40]!r} is not a time; give ISO 8601, like 2026-11-22T06:00:00Z.", name
+        ) from error
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -238,7 +238,7 @@ def parse_hints(value: Any) -> Hints:
     )
 
 
-def _max_cost_nusd(value: str | int | float | None) -> int | None:
+def _max_cost_nusd(value: str | float | None) -> int | None:
     """Dollars as text or number; a number is read as its shortest decimal form."""
     if value is None:
         return None

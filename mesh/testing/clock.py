@@ -10,7 +10,7 @@ T = TypeVar("T")
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]  # an alias of the platform's best
+class _JumpingSelector(selectors.DefaultSelector):
     """Where the loop would wait for time to pass, time passes at once. Real sockets and threads are still served."""
 
     def __init__(self) -> None:

@@ -15,7 +15,10 @@ from mesh.trace import Traversal
 from mesh.vocabulary import Capability, Privacy
 
 CENT_RATES = Rates(
-    input_pusd=1_000_000, output_pusd=4_000_000, cached_input_pusd=100_000, cache_write_pusd=1_250_000,
+    input_pusd=1_000_000,
+    output_pusd=4_000_000,
+    cached_input_pusd=100_000,
+    cache_write_pusd=1_250_000,
     reasoning_pusd=4_000_000,
 )  # fmt: skip -- $1 and $4 per million tokens
 
@@ -79,7 +82,7 @@ def scripted_mesh(
         "providers": {"scripted": ScriptedProvider(replies)},
         "clock": FakeClock(),
         "ids": CountedIds(),
-        "rng": random.Random(7),  # noqa: S311 -- a test's seeds
+        "rng": random.Random(7),
         "form": form,
     }
     return Mesh(graph, **{**fields, **changes})
