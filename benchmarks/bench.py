@@ -18,7 +18,7 @@ from typing import Final
 from benchmarks import machine, table
 from benchmarks.measure import BACK_TO_BACK, IDLING, LOADED, STREAMING, Point, Samples, now, rounds
 from benchmarks.memory import Memory, read, under_load
-from benchmarks.mesh_system import GRAPH, mesh
+from benchmarks.mesh_system import mesh
 from benchmarks.parts import Parts, parts, traversals
 from benchmarks.peers import litellm, portkey
 from benchmarks.processes import foreign_listeners
@@ -26,7 +26,7 @@ from benchmarks.systems import System, UnavailableError, Upstream, direct, passt
 
 FLOOR: Final = "direct to mock"
 YARDSTICK: Final = "pass-through"
-OURS: Final = (FLOOR, YARDSTICK, "mesh")
+OURS: Final = (FLOOR, YARDSTICK, "mesh", "mesh, guarded")
 
 
 @dataclass(slots=True)
@@ -41,7 +41,7 @@ class Report:
     open_to_others: dict[str, list[str]] = field(default_factory=dict)
     pss_bytes: dict[str, int] = field(default_factory=dict)
     samples: Samples = field(default_factory=Samples)
-    parts: list[Parts] = field(default_factory=list)
+    parts: dict[str, list[Parts]] = field(default_factory=dict)
     memory: list[Memory] = field(default_factory=list)
 
     def problems(self) -> list[str]:
@@ -85,6 +85,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--delay-us", type=int, default=0, help="that the mock waits before each reply (default 0)")
     parser.add_argument("--stream", action="store_true", help="also measure a stream of 20 pieces")
     parser.add_argument("--no-mesh", action="store_true", help="leave the mesh out")
+    parser.add_argument("--guarded", action="store_true", help="also the mesh with its injection detector in front")
     parser.add_argument(
         "--peers", action="store_true", help="install and measure LiteLLM's proxy and Portkey's gateway"
     )
@@ -103,7 +104,7 @@ def _started(stack: ExitStack, mock: Upstream, folder: Path, asked: argparse.Nam
     systems.append(stack.enter_context(passthrough(mock, folder)))
     if not asked.no_mesh:
         _tell("starting the mesh with `serve run`")
-        systems.append(stack.enter_context(mesh(mock, folder)))
+        systems += stack.enter_context(mesh(mock, folder, guarded=asked.guarded))
     if asked.peers:
         peers: dict[str, Callable[[], AbstractContextManager[System]]] = {
             "LiteLLM proxy": partial(litellm, mock, folder, asked.litellm_version),
@@ -128,19 +129,19 @@ def _measured(systems: Sequence[System], mock: Upstream, asked: argparse.Namespa
     report.samples = rounds(
         systems, points, mock, turns=asked.rounds, seconds=asked.seconds, warmup_s=asked.warmup, tell=_tell
     )
-    served = next((system for system in systems if system.name == "mesh"), None)
-    if served is None:
-        return
-    report.parts = [_parts(served, report.samples, point) for point in points]
-    if asked.memory_minutes:
-        report.memory.append(under_load(served, minutes=asked.memory_minutes, rate_per_s=asked.memory_rate, tell=_tell))
+    served = [system for system in systems if system.name.startswith("mesh")]
+    report.parts = {system.name: [_parts(system, report.samples, point) for point in points] for system in served}
+    if served and asked.memory_minutes:
+        report.memory.append(
+            under_load(served[0], minutes=asked.memory_minutes, rate_per_s=asked.memory_rate, tell=_tell)
+        )
 
 
 def _parts(system: System, samples: Samples, point: Point) -> Parts:
     """The mesh's time by part at this point, over all rounds."""
     found = []
     for sample in samples.of(system.name, point):
-        found += traversals(system.port, GRAPH, sample.began_at, sample.ended_at)
+        found += traversals(system.port, system.model, sample.began_at, sample.ended_at)
     return parts(point.name, found)
 
 
@@ -154,8 +155,7 @@ def _shown(report: Report) -> str:
             blocks.append(f"**{point.name}**\n\n{shown}")
     shown = table.throughput(report.samples, names, yardstick=YARDSTICK, pss_bytes=report.pss_bytes)
     blocks.append(f"**{LOADED.name}**\n\n{shown}")
-    if report.parts:
-        blocks.append(f"**the mesh's own time by part**\n\n{table.parts(report.parts)}")
+    blocks += [f"**time by part: {name}**\n\n{table.parts(found)}" for name, found in report.parts.items()]
     if report.memory:
         blocks.append(f"**memory under a steady load**\n\n{table.memory(report.memory)}")
     blocks.append(table.versions(report.versions, report.unavailable))
@@ -181,7 +181,7 @@ def _plain(report: Report) -> dict[str, object]:
         "open_to_others": report.open_to_others,
         "pss_bytes": report.pss_bytes,
         "points": [sample.to_json() for sample in report.samples.all],
-        "parts": [asdict(each) for each in report.parts],
+        "parts": {name: [asdict(each) for each in found] for name, found in report.parts.items()},
         "memory": [asdict(each) for each in report.memory],
     }
 

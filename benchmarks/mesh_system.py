@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -11,6 +12,7 @@ from benchmarks.processes import ended, free_port, start
 from benchmarks.systems import ROOT, System, Upstream, inherited, ready
 
 GRAPH: Final = "bench"
+GUARDED: Final = "bench-guarded"
 START_S: Final = 180
 CONFIG: Final = """default = "bench"
 
@@ -29,8 +31,10 @@ output = "0.40"
 
 
 @contextlib.contextmanager
-def mesh(mock: Upstream, folder: Path) -> Iterator[System]:
+def mesh(mock: Upstream, folder: Path, *, guarded: bool = False) -> Iterator[list[System]]:
     """The four-node graph behind plain `serve run`, one ingress replica.
+
+    With `guarded` the same replica serves a second graph, with the injection detector before the other four nodes.
 
     Raises:
         ProcessError: it did not start.
@@ -40,10 +44,17 @@ def mesh(mock: Upstream, folder: Path) -> Iterator[System]:
     config = home / "mesh.toml"
     config.write_text(CONFIG.format(url=mock.url))
     port = free_port()
-    argv = [str(Path(sys.executable).parent / "serve"), "run", "--app-dir", str(ROOT), "benchmarks.graph:app"]
+    argv = [
+        str(Path(sys.executable).parent / "serve"),
+        "run",
+        "--app-dir",
+        str(ROOT),
+        "mesh.serve:app" if guarded else "benchmarks.graph:app",
+    ]
     argv += [f"port={port}", f"config={config}"]
+    argv += ["graphs=benchmarks.graph:graph,benchmarks.graph:guarded"] if guarded else []
     with ended(start("mesh", argv, folder=folder, env=inherited(), cwd=home)) as running:
         version = f"ray {metadata.version('ray')}, langgraph {metadata.version('langgraph')}, 1 ingress replica"
         system = System(name="mesh", version=version, port=port, model=GRAPH, running=running)
         ready(system, START_S)
-        yield system
+        yield [system, replace(system, name="mesh, guarded", version="", model=GUARDED)] if guarded else [system]

@@ -1,6 +1,6 @@
 """What keeping traversals costs: `put` on the event loop, the writer's thread, the disk, and how late the loop runs.
 
-`python -m benchmarks.trace_store`. Runs for about a minute; the store lies in a temporary folder. The loop's lateness is
+`python -m benchmarks.trace_store`. Runs for about a minute; the store lies in a temporary folder. The lateness is
 that of the best of three rounds: other work on the machine can only add to it.
 """
 

@@ -7,7 +7,7 @@ the deterministic id `request:path:attempt`.
 import asyncio
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from budgets.account import Amount
@@ -357,13 +357,15 @@ class Hop:
         # A provider bills nothing for what it refused, or for what never reached it.
         refused = error is not None and (error.upstream_status or 0) >= HTTP_ERRORS and not progress.text
         free = refused or not progress.sent
-        usage = Usage() if free else progress.usage or _estimate(spec, call, progress)
+        # A usage record in the middle of a call that then failed may be a running one.
+        whole = progress.usage is not None and record.status is AttemptStatus.OK
+        usage = Usage() if free else progress.usage if whole else _estimate(spec, call, progress)
         prices = spec.prices
         cost_nusd = prices.cost_nusd(usage) if prices else 0
         record.run_us = max(0, ended_us - began_us - progress.queue_us - progress.transport_us)
         record.first_token_us = progress.first_token_us
         record.usage, record.cost_nusd = usage, cost_nusd
-        record.estimated = not free and progress.usage is None
+        record.estimated = not free and not whole
         record.overrun_nusd = max(0, cost_nusd - reservation.amount.nusd)
         self.queue_us += progress.queue_us
         self.transport_us += progress.transport_us
@@ -399,8 +401,10 @@ async def _shielded(settling: Any) -> None:
 
 
 def _estimate(spec: ModelSpec, call: Call, progress: Progress) -> Usage:
-    """Our own count of what was sent and what came, where the provider sent no usage."""
+    """What was sent and what came, where no last usage record did: the running one, else our own count."""
     output = max(progress.output_pieces, count_text("".join(progress.text)))
+    if (running := progress.usage) is not None:
+        return replace(running, output=max(running.output, output))
     return Usage(input=count_messages(call.messages, call.params, spec.template_tokens), output=output)
 
 

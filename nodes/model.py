@@ -26,7 +26,8 @@ class Model(Node):
         task: an instruction that is added to the system message.
         max_tokens: output bound; the client's, this and the tier's own: the lowest holds.
         attempts: calls on the wire at most, each with its own reservation. Only what may pass by itself is repeated.
-        params: request fields that the graph fixes, like {"temperature": 0}; they override the client's.
+        defaults: request fields for where the client gives none, like {"temperature": 0}.
+        params: request fields that the graph fixes, whatever the client gives.
 
     Raises:
         ValueError: no tier, or a bound below 1.
@@ -37,6 +38,7 @@ class Model(Node):
     task: str | None = field(default=None, kw_only=True)
     max_tokens: int | None = field(default=None, kw_only=True)
     attempts: int = field(default=1, kw_only=True)
+    defaults: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     params: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
 
     kind: ClassVar[Kind] = Kind.MODEL
@@ -75,7 +77,7 @@ class Model(Node):
         reply = await hop.call(
             self.tier,
             None if self.task is None else instructed(request.messages, self.task),
-            params={**request.params, **self.params} if self.params else None,
+            params={**self.defaults, **request.params, **self.params},
             max_tokens=self.max_tokens,
             attempts=self.attempts,
             stream=stream,

@@ -1,9 +1,8 @@
-"""The embedded tier: a real model in this process, which answers, streams, stops, queues and never passes its bounds."""
+"""The embedded tier: a real model in this process that answers, streams, stops, queues and never passes its bounds."""
 
 import asyncio
 import importlib.util
-import os
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,10 +111,11 @@ def test_it_knows_a_capital_and_bills_what_it_used(tier: Tier) -> None:
     [("I loved every minute of it!", "positive"), ("It was a terrible waste of money.", "negative")],
 )
 def test_it_tells_a_good_review_from_a_bad_one(tier: Tier, review: str, label: str) -> None:
-    reply = tier.run(tier.ask(f"Is this review positive or negative? Reply with only one word.\n\nReview: {review}"))
-    said = reply.message["content"].lower()
+    question = "Is the sentiment of this review positive or negative? Reply with only one word."
+    said = tier.run(tier.ask(f"{question}\n\nReview: {review}")).message["content"]
+    other = "negative" if label == "positive" else "positive"
     assert label in said
-    assert {"positive", "negative"} - {label} - set(said.split()) == {"positive", "negative"} - {label}
+    assert other not in said
 
 
 def test_it_extracts_a_name(tier: Tier) -> None:
@@ -225,6 +225,14 @@ def test_a_shared_prefix_is_read_once(tier: Tier) -> None:
 # stopping and waiting
 
 
+async def _until(holds: Callable[[], bool]) -> None:
+    for _ in range(5_000):
+        if holds():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("it never came")
+
+
 async def _cancelled(tier: Tier, text: str, after_s: float, progress: Progress) -> None:
     asking = asyncio.create_task(tier.ask(text, progress, max_tokens=800, ignore_eos=True, temperature=1.0))
     await asyncio.sleep(after_s)
@@ -267,9 +275,7 @@ def test_leaving_a_stream_stops_the_generation(tier: Tier) -> None:
             async for _ in items:
                 break
         began_us = SystemClock().now_us()
-        async with asyncio.timeout(5):
-            while engine._running:
-                await asyncio.sleep(0.005)
+        await _until(lambda: not engine._running)
         return SystemClock().now_us() - began_us
 
     assert tier.run(leave()) < 1_000_000
@@ -309,7 +315,7 @@ def test_a_deadline_ends_a_call_and_keeps_what_came(tier: Tier) -> None:
 
 
 def test_no_field_lifts_the_output_bound(tier: Tier) -> None:
-    sneaky = {"n_predict": 50, "max_completion_tokens": 50, "n_cmpl": 3, "t_max_predict_ms": 0}
+    sneaky: dict[str, Any] = {"n_predict": 50, "max_completion_tokens": 50, "n_cmpl": 3, "t_max_predict_ms": 0}
     reply = tier.run(tier.ask("Write a story.", max_tokens=4, **sneaky))
     assert reply.usage is not None
     assert reply.usage.output == 4
@@ -432,11 +438,7 @@ def test_a_dead_reservation_sends_nothing(tier: Tier) -> None:
 @pytest.mark.skipif(not Path("/proc/self/net/tcp").exists(), reason="reads Linux's list of sockets")
 def test_nobody_can_reach_the_engine_past_the_ledger(tier: Tier) -> None:
     tier.run(tier.engine())
-    links = [
-        os.readlink(f"/proc/self/fd/{fd}")
-        for fd in os.listdir("/proc/self/fd")
-        if os.path.lexists(f"/proc/self/fd/{fd}")
-    ]
+    links = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
     own = {link.removeprefix("socket:[").removesuffix("]") for link in links if link.startswith("socket:[")}
     for table in ("tcp", "tcp6"):
         rows = [row.split() for row in Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]]
@@ -445,20 +447,18 @@ def test_nobody_can_reach_the_engine_past_the_ledger(tier: Tier) -> None:
     assert not [path for path in paths if Path(path).exists()]
 
 
-def test_loading_does_not_hold_up_the_event_loop() -> None:
-    async def load() -> int:
-        ticks = 0
+def test_callers_who_come_at_once_load_it_once() -> None:
+    async def load() -> None:
         engines = GgufEngines()
-        loading = asyncio.gather(*(engines.engine(SPEC) for _ in range(3)))
-        while not loading.done():
-            await asyncio.sleep(0.005)
-            ticks += 1
-        one, two, three = await loading
-        assert one is two is three  # loaded once
+        impatient = asyncio.create_task(engines.engine(SPEC))
+        one, two = asyncio.create_task(engines.engine(SPEC)), asyncio.create_task(engines.engine(SPEC))
+        await asyncio.sleep(0)
+        impatient.cancel()  # which does not stop the loading for the others
+        assert await one is await two is await engines.engine(SPEC)
+        assert impatient.cancelled()
         await engines.close()
-        return ticks
 
-    assert asyncio.run(load()) > 20
+    asyncio.run(load())
 
 
 def test_it_is_healthy_idle_and_busy_and_says_when_it_is_stuck(tier: Tier) -> None:
@@ -466,8 +466,7 @@ def test_it_is_healthy_idle_and_busy_and_says_when_it_is_stuck(tier: Tier) -> No
         engine = await tier.engine()
         idle = await engine.health()
         asking = asyncio.create_task(tier.ask("Write a story.", max_tokens=16))
-        while not engine._free.locked():
-            await asyncio.sleep(0.001)
+        await _until(engine._free.locked)
         busy = await engine.health()
         stuck = await engine.health(limit_us=0)
         await asking
@@ -567,12 +566,12 @@ def test_only_the_weights_of_the_package_are_used() -> None:
 
 @dataclass(slots=True)
 class FakeEngine:
-    """Plays steps: a number is seconds of silence, a string a piece of text, an exception is raised, an item is sent."""
+    """Plays steps: a number is seconds of silence, a string a piece of text; exceptions are raised, items are sent."""
 
     steps: list[Any]
     closed: bool = False
 
-    async def chat(self, body: Item) -> Stream:  # noqa: ARG002
+    async def chat(self, body: Item) -> Stream:
         try:
             for step in self.steps:
                 if isinstance(step, float):
@@ -644,7 +643,7 @@ def test_a_silent_or_broken_engine_is_a_typed_failure(
 
 
 def test_an_error_that_ray_wrapped_keeps_its_type() -> None:
-    class Wrapped(ProviderError):
+    class WrappedError(ProviderError):
         """As Ray makes it: derived from the original, which it keeps under `cause`."""
 
         def __init__(self, original: ProviderError) -> None:
@@ -653,7 +652,7 @@ def test_an_error_that_ray_wrapped_keeps_its_type() -> None:
 
     original = ProviderError(AttemptStatus.UNAVAILABLE, Cause.UPSTREAM_REJECTED, "too long", 400)
     with pytest.raises(ProviderError) as caught:
-        run(_call(FakeEngine([Wrapped(original)]), Progress()))
+        run(_call(FakeEngine([WrappedError(original)]), Progress()))
     assert caught.value is original
 
 
@@ -696,7 +695,7 @@ def test_waiting_for_the_engine_is_queueing_and_ends_with_the_first_token_limit(
         def __init__(self, seconds: float) -> None:
             self.seconds = seconds
 
-        async def engine(self, spec: ModelSpec) -> Engine:  # noqa: ARG002
+        async def engine(self, spec: ModelSpec) -> Engine:
             await asyncio.sleep(self.seconds)
             return FakeEngine([0.020, "a", STOP, _timing(0, 20_000)])
 

@@ -102,6 +102,7 @@ async def _asked(
     clock = SystemClock()
     catalogue = load_config(config, os.environ, clock).catalogue
     mesh = Mesh(graph, door=door_of(clock, catalogue), record=kept.append)
+    await asyncio.to_thread(mesh.warm)
     try:
         if dry or quiet:
             return await mesh.ask(messages, dry=dry, **wishes)

@@ -162,7 +162,7 @@ class _Hop:
         line.add_row(self._words(), self._bar(), span)
         yield line
         for text, style in self._lines():
-            yield Padding(Text(clean(text), style), (0, 0, 0, 2))
+            yield Padding(Text(clean(text), style), (0, 0, 0, 2), expand=False)
 
     def _words(self) -> Text:
         hop = self.hop

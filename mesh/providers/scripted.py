@@ -21,7 +21,7 @@ from mesh.units import US_PER_S
 from mesh.vocabulary import AttemptStatus, Cause
 
 _WORDS: Final = ("amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron", "inlet", "juniper")
-_PIECE: Final = re.compile(r"\s*\S+\s*$|\s*\S+")
+_PIECE: Final = re.compile(r"\s*\S+\s*$|\s*\S+|\s+$")
 
 _USUAL: Final[Mapping[AttemptStatus, tuple[Cause, int | None]]] = {
     AttemptStatus.TIMEOUT: (Cause.FIRST_TOKEN_TIMEOUT, None),
@@ -196,10 +196,7 @@ class _Play:
     def __init__(self, line: Scripted, spec: ModelSpec, call: Call, clock: Clock) -> None:
         self.said = 0
         self._line, self._spec, self._call, self._clock = line, spec, call, clock
-        pieces = line.pieces or _PIECE.findall(_default_text(spec, call) if line.text is None else line.text)
-        deltas: list[Item] = [{"content": piece} for piece in pieces] if line.text != "" else []
-        if line.tool_calls and line.text is None and line.pieces is None:
-            deltas = []
+        deltas: list[Item] = [{"content": piece} for piece in _pieces(line, spec, call)]
         deltas += [{"tool_calls": [{"index": index, **call}]} for index, call in enumerate(line.tool_calls)]
         self._deltas = deltas[: call.max_tokens]
         self._shortened = len(deltas) > call.max_tokens
@@ -241,6 +238,15 @@ class _Play:
         choice = {"index": 0, "delta": {}, "finish_reason": self._line.finish_reason or usual}
         usage = _record(self.billed(AttemptStatus.OK)) if self._line.sends_usage else None
         return {"model": self._spec.version, "choices": [choice], "usage": usage}
+
+
+def _pieces(line: Scripted, spec: ModelSpec, call: Call) -> Sequence[str]:
+    if line.pieces is not None:
+        return line.pieces
+    if line.text is None and line.tool_calls:
+        return ()
+    found: list[str] = _PIECE.findall(_default_text(spec, call) if line.text is None else line.text)
+    return found
 
 
 def _scripted(line: Line) -> Scripted:

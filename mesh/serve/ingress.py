@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from budgets.memory import MemoryLedger
+from mesh.catalogue import ModelSpec
 from mesh.clock import SystemClock
 from mesh.config import Config, load_config
 from mesh.deploy import graph_at
@@ -19,6 +20,7 @@ from mesh.pinned import pinned
 from mesh.providers.engine import PlacedEngines
 from mesh.providers.gguf import settings_of
 from mesh.providers.registry import providers_for
+from mesh.providers.security import check_endpoint
 from mesh.run import Door
 from mesh.serve.api import Api, Models
 from mesh.serve.flags import flags_in_effect
@@ -49,6 +51,9 @@ def preflight(settings: Mapping[str, Any]) -> Sequence[PlacedTier]:
     config.check_graphs([graph.name for graph in graphs])
     for graph in graphs:
         _check_tiers(graph, config)
+    for spec in config.catalogue.tiers.values():
+        if spec.provider == "openai":
+            _check_endpoints(spec)
     if not str(settings["host"]).startswith(LOOPBACK):
         remedy = "Listen on 127.0.0.1, behind a proxy that asks for keys."
         raise ConfigError(
@@ -67,6 +72,12 @@ def _check_tiers(graph: BuiltGraph, config: Config) -> None:
             if tier not in known and tier not in node.optional_tiers:
                 problem = f"node {name!r} calls tier {tier!r}, which the catalogue lacks.{nearest(tier, known)}"
                 raise ConfigError(f"graph {graph.name}", problem, f"Add [tiers.{tier}] to mesh.toml.")
+
+
+def _check_endpoints(spec: ModelSpec) -> None:
+    for endpoint in spec.endpoints:
+        if (problem := check_endpoint(endpoint)) is not None:
+            raise ConfigError(f"tier {spec.name}", f"endpoint {endpoint.name}: {problem}")
 
 
 def _local(config: Config, tier: str) -> bool:

@@ -77,9 +77,9 @@ class Served:
 
     def get(self, path: str, headers: Mapping[str, str] | None = None, timeout_s: float = 30) -> tuple[int, bytes]:
         """Status and body; the status 0 if nobody answered in our name (refused, cut, no reply)."""
-        request = urllib.request.Request(f"{self.base_url}{path}", headers=dict(headers or {}))  # noqa: S310
+        request = urllib.request.Request(f"{self.base_url}{path}", headers=dict(headers or {}))
         try:
-            with urllib.request.urlopen(request, timeout=timeout_s) as reply:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=timeout_s) as reply:
                 return reply.status, reply.read()
         except urllib.error.HTTPError as error:
             return error.code, error.read()
