@@ -10,14 +10,15 @@ class Load:
 
     `idle_us` is waited between a reply and the next request. `rate_per_s` bounds all connections together (None: as
     fast as they go). Requests that began within the first `warmup_s` are thrown away. `expect` is the text that every
-    reply must say.
+    reply must say; None checks the status alone.
     """
 
     port: int
     path: str
     headers: Mapping[str, str]
     bodies: Sequence[str]
-    expect: str
+    expect: str | None
+    method: str = "POST"
     connections: int = 1
     idle_us: int = 0
     warmup_s: float = 0.5

@@ -4,16 +4,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from statistics import median
 from typing import Final
 
 import orjson
 
-from benchmarks.completion import ANSWER
 from benchmarks.load import Found, Load, quantile
-from benchmarks.systems import PATH, ROOT, System, Upstream
+from benchmarks.systems import ROOT, System, Upstream
 
 _SETTLE_S: Final = 0.5
 
@@ -136,18 +135,8 @@ def share(sample: Sample, base: Sample) -> float | None:
 
 def measure(system: System, point: Point, mock: Upstream, turn: int, *, seconds: float, warmup_s: float) -> Sample:
     """Load one system at one point."""
-    load = Load(
-        port=system.port,
-        path=PATH,
-        headers=system.headers,
-        bodies=system.bodies(stream=point.stream),
-        expect=ANSWER,
-        connections=point.connections,
-        idle_us=point.idle_us,
-        warmup_s=warmup_s,
-        seconds=seconds,
-        stream=point.stream,
-    )
+    load = system.load(connections=point.connections, seconds=seconds, warmup_s=warmup_s, stream=point.stream)
+    load = replace(load, idle_us=point.idle_us)
     cpu_s, calls, began_at = system.running.cpu_s(), mock.requests(), now(warmup_s)
     found = drive(load)
     ended_at = now()
@@ -201,6 +190,8 @@ def rounds(
         for point in points:
             for index in range(len(systems)):
                 system = systems[(index + turn) % len(systems)]
+                if point.stream and system.probe:
+                    continue
                 sample = measure(system, point, mock, turn, seconds=seconds, warmup_s=warmup_s)
                 found.all.append(sample)
                 shown = "no reply" if (p50 := sample.us(0.5)) is None else f"p50 {p50 / 1000:.3f} ms"

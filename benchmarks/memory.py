@@ -3,13 +3,12 @@
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from benchmarks.completion import ANSWER
-from benchmarks.load import Load, quantile
+from benchmarks.load import quantile
 from benchmarks.measure import drive
-from benchmarks.systems import PATH, System
+from benchmarks.systems import System
 
 CONNECTIONS: Final = 8
 
@@ -45,17 +44,8 @@ def under_load(
     system: System, *, minutes: float, rate_per_s: float, tell: Callable[[str], None], marks: Sequence[float] = (1.0,)
 ) -> Memory:
     """Load a system at a bounded rate for so many minutes; read its memory before, at the marks, and at the end."""
-    load = Load(
-        port=system.port,
-        path=PATH,
-        headers=system.headers,
-        bodies=system.bodies(),
-        expect=ANSWER,
-        connections=CONNECTIONS,
-        rate_per_s=rate_per_s,
-        warmup_s=0,
-        seconds=minutes * 60,
-    )
+    load = system.load(connections=CONNECTIONS, seconds=minutes * 60, warmup_s=0)
+    load = replace(load, rate_per_s=rate_per_s)
     readings = [read(system, 0.0)]
     tell(f"memory of {system.name} at its start: {readings[0].pss_bytes / 1e6:.0f} MB")
     begin = time.monotonic()

@@ -32,7 +32,7 @@ output = "0.40"
 
 @contextlib.contextmanager
 def mesh(mock: Upstream, folder: Path, *, guarded: bool = False) -> Iterator[list[System]]:
-    """The four-node graph behind plain `serve run`, one ingress replica.
+    """The four-node graph behind plain `serve run`, one ingress replica; and its `/health`, which shows Serve's share.
 
     With `guarded` the same replica serves a second graph, with the injection detector before the other four nodes.
 
@@ -57,4 +57,5 @@ def mesh(mock: Upstream, folder: Path, *, guarded: bool = False) -> Iterator[lis
         version = f"ray {metadata.version('ray')}, langgraph {metadata.version('langgraph')}, 1 ingress replica"
         system = System(name="mesh", version=version, port=port, model=GRAPH, running=running)
         ready(system, START_S)
-        yield [system, replace(system, name="mesh, guarded", version="", model=GUARDED)] if guarded else [system]
+        found = [system, replace(system, name="mesh, /health only", version="", probe="/health")]
+        yield [*found, replace(system, name="mesh, guarded", version="", model=GUARDED)] if guarded else found

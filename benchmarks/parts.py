@@ -71,8 +71,8 @@ def _quantiles(us: Sequence[int]) -> tuple[int, int] | None:
     return None if p50 is None or p99 is None else (p50, p99)
 
 
-def traversals(port: int, graph: str, since: str, until: str, most: int = MOST) -> list[dict[str, Any]]:
-    """Traversals that began in this span of wall time: all of them, or `most`, evenly spread.
+def traversals(port: int, graph: str, since: str, until: str, most: int = MOST) -> tuple[int, list[dict[str, Any]]]:
+    """How many traversals began in this span of wall time, and all of them, or `most`, evenly spread.
 
     Raises:
         RuntimeError: the mesh did not answer with status 200.
@@ -81,7 +81,7 @@ def traversals(port: int, graph: str, since: str, until: str, most: int = MOST) 
     try:
         ids = _ids(connection, {"graph": graph, "since": since, "until": until, "limit": str(PAGE)})
         step = max(1, len(ids) // most)
-        return [_get(connection, f"/mesh/traversals/{name}") for name in ids[::step][:most]]
+        return len(ids), [_get(connection, f"/mesh/traversals/{name}") for name in ids[::step][:most]]
     finally:
         connection.close()
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.completion import ANSWER, requests, said
+from benchmarks.load import Load
 from benchmarks.processes import ProcessError, Running, ended, free_port, start
 
 PATH: Final = "/v1/chat/completions"
@@ -25,7 +26,10 @@ class UnavailableError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class System:
-    """A running system. `version` names exactly what was installed; `model` is what its requests ask for."""
+    """A running system. `version` names exactly what was installed; `model` is what its requests ask for.
+
+    `probe` is a path to GET instead of asking for completions: it shows what the way to the system costs alone.
+    """
 
     name: str
     version: str
@@ -33,9 +37,25 @@ class System:
     model: str
     running: Running
     headers: Mapping[str, str] = field(default_factory=dict)
+    probe: str | None = None
 
     def bodies(self, *, stream: bool = False) -> Sequence[str]:
-        return requests(self.model, stream=stream)
+        return requests(self.model, stream=stream) if self.probe is None else [""]
+
+    def load(self, *, connections: int, seconds: float, warmup_s: float, stream: bool = False) -> Load:
+        """A load on this system as fast as its connections go; its replies are checked against the mock's."""
+        return Load(
+            port=self.port,
+            path=self.probe or PATH,
+            method="GET" if self.probe else "POST",
+            headers=self.headers,
+            bodies=self.bodies(stream=stream),
+            expect=None if self.probe else ANSWER,
+            connections=connections,
+            warmup_s=warmup_s,
+            seconds=seconds,
+            stream=stream,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import uvloop
 
 from mesh.metrics import Metrics
-from mesh.store.protocol import Filter, entry_of
+from mesh.store.counts import counts_of
+from mesh.store.protocol import Entry, Filter, entry_of
 from mesh.store.sqlite import SqliteStore
 from mesh.store.writer import TraversalWriter
 from mesh.testing import traversals as samples
@@ -27,6 +28,7 @@ RECORDS: Final = 20_000
 SECONDS: Final = 4.0
 RATES: Final = (0, 100, 500, 1_000)
 PERIOD_S: Final = 0.001
+T = TypeVar("T")
 MADE: Final = tuple(make() for make in (samples.four_hops, samples.fan_out, samples.escalated, samples.capped))
 
 
@@ -40,22 +42,48 @@ def quantile(samples_: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
-def each_us(act: Callable[[Traversal], object], records: Sequence[Traversal]) -> float:
-    """Microseconds per record: the median of 5 rounds."""
-    rounds = []
-    for _ in range(5):
+def each_us(act: Callable[[T], object], records: Sequence[T], rounds: int = 5) -> float:
+    """Microseconds per record: the median of the rounds."""
+    took = []
+    for _ in range(rounds):
         began = time.perf_counter()
         for record in records:
             act(record)
-        rounds.append((time.perf_counter() - began) / len(records) * 1e6)
-    return statistics.median(rounds)
+        took.append((time.perf_counter() - began) / len(records) * 1e6)
+    return statistics.median(took)
 
 
 def parts() -> None:
     records = [made(number) for number in range(2_000)]
     print(f"to_json           {each_us(Traversal.to_json, records):7.1f} us a record")
     print(f"encode (with it)  {each_us(entry_of, records):7.1f} us a record")
-    print(f"metrics.observe   {each_us(Metrics().observe, records):7.1f} us a record")
+    records_json = [record.to_json() for record in records]
+    print(f"counts (in it)    {each_us(counts_of, records_json):7.1f} us a record")
+
+
+def counters(folder: Path) -> None:
+    """What the counters add to a transaction, and what a scrape takes."""
+    store = SqliteStore(folder)
+    writer = TraversalWriter(store)
+    for size in (1, 16, 256):
+        counted, bare = (transaction_us(store, size, keep=keep) for keep in (True, False))
+        share = (counted - bare) / size
+        print(f"a batch of {size:3d}: {counted:7.0f} us, {bare:7.0f} us without counters: {share:5.1f} us a record")
+    metrics = Metrics(store, writer, replica="benchmark")
+    scrape_us = each_us(lambda _: metrics.render(), range(50))
+    print(f"a scrape of {len(store.counters())} series: {scrape_us / 1e3:.2f} ms, {len(metrics.render()):,} bytes")
+    writer.close()
+    store.close()
+
+
+def transaction_us(store: SqliteStore, size: int, *, keep: bool) -> float:
+    """Microseconds of one `write` of so many records, with their counts or with none: the median of 60."""
+
+    def batch() -> list[Entry]:
+        entries = [entry_of(made(number)) for number in range(size)]
+        return entries if keep else [replace(entry, counts={}) for entry in entries]
+
+    return statistics.median(each_us(store.write, [batch()], rounds=1) for _ in range(60))
 
 
 def throughput(folder: Path) -> None:
@@ -116,6 +144,7 @@ def event_loop(folder: Path, rate: int) -> None:
 def main() -> None:
     parts()
     with tempfile.TemporaryDirectory() as folder:
+        counters(Path(folder) / "counters")
         throughput(Path(folder) / "throughput")
         for rate in RATES:
             event_loop(Path(folder) / f"loop{rate}", rate)

@@ -1,93 +1,168 @@
-"""Prometheus metrics of finished traversals, in their own registry. Labels come from graphs and the catalogue only.
+"""Prometheus metrics: the store's counters, the same from every replica, and what one replica alone can tell.
 
-One registry per process: with several replicas each answers `/metrics` for itself.
+The text is written here, not by a client library: those hold values as floats, and nano-dollars beyond 2^53 (9 million
+dollars) would lose their end. Labels come from graphs and the catalogue only.
 """
 
-from collections.abc import Callable
-from typing import Final
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
 
-from prometheus_client import CONTENT_TYPE_LATEST as CONTENT_TYPE
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-
-from mesh.trace import HopRecord, Traversal
+from mesh.errors import StoreError
+from mesh.store import counts
+from mesh.store.counts import Counts, Series
+from mesh.store.protocol import TraversalStore
+from mesh.store.writer import TraversalWriter
 from mesh.units import US_PER_S
-from mesh.vocabulary import Kind
 
-__all__ = ["CONTENT_TYPE", "Metrics", "overhead_us"]
+__all__ = ["CONTENT_TYPE", "Metrics"]
 
-NO_MODEL: Final = "none"
-REQUEST_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-OVERHEAD_SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
-WORKING: Final = frozenset({Kind.MODEL, Kind.TOOL, Kind.HUMAN})
-TOKEN_KINDS: Final = ("input", "output", "cached_input", "cache_write", "reasoning")
+log = logging.getLogger("mesh.metrics")
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
+
+Type = Literal["counter", "gauge", "histogram"]
+ByMetric = dict[str, list[tuple[tuple[str, ...], int]]]
+"""Label values and value of each series, by stored metric."""
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """A counter as Prometheus sees it, and the stored metric that it shows."""
+
+    name: str
+    metric: str
+    labels: tuple[str, ...]
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Timer:
+    """A histogram in seconds, by graph, of a stored metric in microseconds."""
+
+    name: str
+    metric: str
+    bounds_us: tuple[int, ...]
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A figure that something in this process keeps, read at each scrape."""
+
+    name: str
+    kind: Type
+    meaning: str
+    read: Callable[[], int]
+
+
+TOTALS: Final = (
+    Total("mesh_requests_total", counts.REQUESTS, ("graph", "outcome", "model"), "Traversals that ended."),
+    Total("mesh_cost_nusd_total", counts.COST_NUSD, ("graph", "model"), "Settled cost, nano-US-dollars."),
+    Total("mesh_hops_total", counts.HOPS, ("graph", "node", "outcome"), "Hops run, END left out."),
+    Total("mesh_tokens_total", counts.TOKENS, ("kind",), "Tokens of all calls; cached input is part of input."),
+)
+TIMERS: Final = (
+    Timer("mesh_request_seconds", counts.REQUEST_US, counts.REQUEST_BOUNDS_US, "Whole request, without suspension."),
+    Timer(
+        "mesh_overhead_seconds",
+        counts.OVERHEAD_US,
+        counts.OVERHEAD_BOUNDS_US,
+        "Whole request minus models, tools and people.",
+    ),
+)
+ZERO: Final[Counts] = {Series(counts.TOKENS, (kind,)): 0 for kind in counts.TOKEN_KINDS}
 
 
 class Metrics:
-    """Counts what finished. `observe` is not thread-safe against itself; one writer thread calls it."""
+    """What a scrape of one replica gets. Reading the store blocks: call `render` from a thread.
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self._requests = self._counter("mesh_requests", "Traversals that ended.", "graph", "outcome", "model")
-        self._cost = self._counter("mesh_cost_nusd", "Settled cost, nano-US-dollars.", "graph", "model")
-        self._hops = self._counter("mesh_hops", "Hops run, END left out.", "graph", "node", "outcome")
-        self._tokens = self._counter("mesh_tokens", "Tokens of all calls; cached input is part of input.", "kind")
-        self._seconds = self._histogram("mesh_request_seconds", "Whole request, without suspension.", REQUEST_SECONDS)
-        self._overhead = self._histogram(
-            "mesh_overhead_seconds", "Whole request minus models, tools and people.", OVERHEAD_SECONDS
+    Args:
+        store: whose counters are shown.
+        writer: whose queue is shown.
+        replica: names this process among those behind the same address.
+    """
+
+    def __init__(self, store: TraversalStore, writer: TraversalWriter, *, replica: str) -> None:
+        self._store = store
+        self._replica = replica
+        self._watched: list[Watched] = []
+        self.watch("mesh_records_queued", "Traversals that wait to be written.", lambda: writer.queued)
+        self.watch(
+            "mesh_records_dropped_total",
+            "Traversals that were neither kept nor counted.",
+            lambda: writer.dropped,
+            kind="counter",
         )
-        self._by_kind = {kind: self._tokens.labels(kind) for kind in TOKEN_KINDS}
-        self._children: dict[tuple[str, ...], Counter] = {}
-        self._timers: dict[str, tuple[Histogram, Histogram]] = {}
 
-    def observe(self, traversal: Traversal) -> None:
-        """Count one finished traversal: some microseconds."""
-        graph, model = traversal.graph, traversal.model or NO_MODEL
-        self._child(self._requests, graph, str(traversal.outcome), model).inc()
-        self._child(self._cost, graph, model).inc(traversal.cost_nusd)
-        seconds, overhead = self._timers_of(graph)
-        seconds.observe((traversal.total_us - traversal.suspended_us) / US_PER_S)
-        overhead.observe(overhead_us(traversal) / US_PER_S)
-        for hop in traversal.hops:
-            self._observe_hop(graph, hop)
+    def watch(self, name: str, meaning: str, read: Callable[[], int], *, kind: Type = "gauge") -> None:
+        """Show a figure of this replica's own, labelled with its name. It is read at each scrape."""
+        self._watched.append(Watched(name, kind, meaning, read))
 
     def render(self) -> bytes:
-        """The text that a Prometheus scrape gets; its type is `CONTENT_TYPE`."""
-        return generate_latest(self.registry)
+        """The text of one scrape; its type is `CONTENT_TYPE`.
 
-    def watch(self, name: str, meaning: str, read: Callable[[], float]) -> None:
-        """Show a figure that something else keeps (say, traversals dropped): it is read at each scrape."""
-        Gauge(name, meaning, registry=self.registry).set_function(read)
+        Without its store a replica still shows its own figures: those are what says why.
+        """
+        try:
+            found: Counts | None = self._store.counters()
+        except StoreError as error:
+            log.warning("a scrape goes without counters: %s", error)
+            found = None
+        up = Watched("mesh_store_up", "gauge", "1 if this scrape could read the counters.", lambda: found is not None)
+        lines = [line for watched in (up, *self._watched) for line in self._own(watched)]
+        if found is not None:
+            lines += _shared(found)
+        return ("\n".join(lines) + "\n").encode()
 
-    def _observe_hop(self, graph: str, hop: HopRecord) -> None:
-        if hop.kind is not Kind.END:
-            self._child(self._hops, graph, hop.node, hop.outcome).inc()
-        for attempt in hop.attempts:
-            for kind, counter in self._by_kind.items():
-                if tokens := getattr(attempt.usage, kind):
-                    counter.inc(tokens)
-
-    def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
-        return Counter(name, meaning, labels, registry=self.registry)
-
-    def _histogram(self, name: str, meaning: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(name, meaning, ("graph",), buckets=buckets, registry=self.registry)
-
-    def _child(self, counter: Counter, *labels: str) -> Counter:
-        """`labels()` takes a lock and builds a key each time; a dictionary look-up is ten times cheaper."""
-        key = (counter._name, *labels)  # noqa: SLF001 -- the library has no public name of a metric
-        child = self._children.get(key)
-        if child is None:
-            child = self._children[key] = counter.labels(*labels)
-        return child
-
-    def _timers_of(self, graph: str) -> tuple[Histogram, Histogram]:
-        timers = self._timers.get(graph)
-        if timers is None:
-            timers = self._timers[graph] = self._seconds.labels(graph), self._overhead.labels(graph)
-        return timers
+    def _own(self, watched: Watched) -> Iterator[str]:
+        yield from _head(watched.name, watched.kind, watched.meaning)
+        yield _sample(watched.name, ("replica",), (self._replica,), int(watched.read()))
 
 
-def overhead_us(traversal: Traversal) -> int:
-    """What the mesh itself took: the total minus suspension and the critical path's models, tools and people."""
-    working_us = sum(hop.run_us for hop in traversal.hops if hop.kind in WORKING and not hop.parallel)
-    return max(0, traversal.total_us - traversal.suspended_us - working_us)
+def _shared(found: Counts) -> Iterator[str]:
+    """All families of the store's counters. Metrics that only a newer replica knows are left out."""
+    by_metric: ByMetric = defaultdict(list)
+    for (metric, labels), value in sorted((ZERO | found).items()):
+        by_metric[metric].append((labels, value))
+    for total in TOTALS:
+        yield from _head(total.name, "counter", total.meaning)
+        for labels, value in by_metric[total.metric]:
+            yield _sample(total.name, total.labels, labels, value)
+    for timer in TIMERS:
+        yield from _head(timer.name, "histogram", timer.meaning)
+        yield from _histograms(timer, by_metric)
+
+
+def _histograms(timer: Timer, by_metric: ByMetric) -> Iterator[str]:
+    """One histogram for each graph. A bucket of earlier bounds counts in the first bound of ours that holds it."""
+    buckets: dict[str, dict[str, int]] = defaultdict(dict)
+    for (graph, upper), count in by_metric[counts.bucket(timer.metric)]:
+        buckets[graph][upper] = count
+    for (graph,), sum_us in by_metric[timer.metric]:
+        observed = buckets[graph]
+        count = sum(observed.values())
+        bounded = [(int(upper), n) for upper, n in observed.items() if upper != counts.BEYOND]
+        for bound_us in timer.bounds_us:
+            within = sum(n for upper_us, n in bounded if upper_us <= bound_us)
+            yield _sample(f"{timer.name}_bucket", ("graph", "le"), (graph, str(bound_us / US_PER_S)), within)
+        yield _sample(f"{timer.name}_bucket", ("graph", "le"), (graph, "+Inf"), count)
+        yield _sample(f"{timer.name}_count", ("graph",), (graph,), count)
+        yield _sample(f"{timer.name}_sum", ("graph",), (graph,), _seconds(sum_us))
+
+
+def _seconds(us: int) -> str:
+    """Exact: a float would round once a graph has run for some hundred years in all."""
+    return f"{us // US_PER_S}.{us % US_PER_S:06d}"
+
+
+def _head(name: str, kind: Type, meaning: str) -> tuple[str, str]:
+    return f"# HELP {name} {meaning}", f"# TYPE {name} {kind}"
+
+
+def _sample(name: str, labels: Sequence[str], values: Sequence[str], value: int | str) -> str:
+    pairs = ",".join(f'{label}="{text.translate(ESCAPES)}"' for label, text in zip(labels, values, strict=True))
+    return f"{name}{{{pairs}}} {value}"

@@ -161,6 +161,15 @@ def path_text(path: tuple[int, ...]) -> str:
     return ".".join(map(str, path))
 
 
+def siblings(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether two hops lie in different branches of one fan-out, so that neither ran because of the other.
+
+    In a path, positions 1, 3, ... number the branch, and positions 0, 2, ... the depth.
+    """
+    differ = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
+    return differ % 2 == 1
+
+
 @dataclass(frozen=True, slots=True)
 class Escalation:
     """A hop to a model of higher rank than one already tried."""

@@ -91,8 +91,8 @@ IDIOMS: Final = re.compile(
 )
 """Written like sums, meant as something else: names, dates, telephone numbers."""
 
-NOT_A_SUM: Final = re.compile(r"--|\+\+|x\s*[-+=)²³^]")
-"""Doubled signs are slips or code; an `x` before a sign is an unknown: "3x + 4"."""
+NOT_A_SUM: Final = re.compile(r"--|\+\+|x\s*[-+=)²³^]|\b0x")
+"""Doubled signs are slips or code, an `x` before a sign is an unknown ("3x + 4"), and 0x10 is no product."""
 
 HYPHEN: Final = re.compile(r"(?<=[a-z])-(?=[a-z])")
 

@@ -14,7 +14,7 @@ from mesh.state import Signal, State, Verdict
 from mesh.vocabulary import Cause, Kind
 from nodes import weights
 from nodes.content import released
-from nodes.labels import LabelSet, label_set
+from nodes.labels import UNSURE, LabelSet, label_set
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from mesh.hop import Hop
 
-UNSURE: Final = "unsure"
 HEAD_CHARS: Final = 400  # what is asked stands at the beginning or the end, the material between
 TAIL_CHARS: Final = 200
 BELOW_ANY: Final = -2.0  # below any cosine
@@ -100,6 +99,8 @@ class Task(Node):
         return cast("LabelSet", self.labels)  # `__post_init__` made it one
 
     async def run(self, state: State, hop: "Hop") -> Verdict:
+        if not state.request.text.strip():
+            return Verdict(outcome=UNSURE, because=Cause.TOO_SHORT, signals={"task": None})
         scores = self.scores(state.request.text)
         order = scores.argsort()
         best, second = int(order[-1]), int(order[-2])

@@ -13,6 +13,7 @@ from mesh.errors import ConfigError
 LabelSet: TypeAlias = tuple[tuple[str, tuple[str, ...]], ...]
 """((label, its examples), ...), in the order of the file."""
 
+UNSURE: Final = "unsure"  # the outcome for what fits no label
 FILE_BYTES_MAX: Final = 4 * 1024 * 1024
 
 
@@ -71,6 +72,8 @@ def _checked(found: Any, where: str) -> LabelSet:
     if not isinstance(found, dict) or len(found) < 2:
         raise ConfigError(where, "must name two labels at least, each with a list of examples.")
     for label, examples in found.items():
+        if label == UNSURE:
+            raise ConfigError(where, f"label {label!r} is reserved for what fits no label; give it another name.")
         if not isinstance(label, str) or not label or any(c in label for c in ">|, \n"):
             raise ConfigError(where, f"label {label!r}: a label is text without spaces, commas, '>' or '|'.")
         if isinstance(examples, str) or not isinstance(examples, Sequence) or not examples:

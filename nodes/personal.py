@@ -38,7 +38,6 @@ PHONE_CUE_BEHIND: Final = re.compile(r"[ -]{0,3}\(?(?:office|fax|mobile|home|wor
 CUE_CHARS: Final = 48
 AREA_CODE: Final = re.compile(r"\([0-9]{2,5}\)")
 DATE: Final = re.compile(r"(?:[0-9]{4}[ .-][0-9]{1,2}[ .-][0-9]{1,2}|[0-9]{1,2}[ .-][0-9]{1,2}[ .-][0-9]{4})")
-THOUSANDS: Final = re.compile(r"[0-9]{1,3}(?:[ .][0-9]{3})+")
 
 IBAN_LENGTHS: Final[Mapping[str, int]] = {
     country: length
@@ -114,15 +113,19 @@ def _cued(text: str, start: int, end: int) -> bool:
 
 
 def _phone_shaped(shown: str, digits: int) -> bool:
-    """Written as telephone numbers are, so that no cue is needed: +49 ..., (905) 674-3793, 905-674-3793."""
-    groups = re.split(r"[ .()-]+", shown.strip("()"))
-    if shown.startswith("+") and digits >= 8:
-        return True
-    if THOUSANDS.fullmatch(shown) or len(groups) < 2 or digits < 8:
+    """Written as telephone numbers are, so that no cue is needed.
+
+    +49 30 901820, (905) 674-3793, 905-674-3793, 0490 75 40 81, 60-56-85-91.
+    """
+    if digits < 8:
         return False
-    if AREA_CODE.match(shown):
+    if shown.startswith("+") or AREA_CODE.match(shown):
         return True
-    return len(groups) >= 3 and (digits >= 9 or all(len(group) == 2 for group in groups))
+    groups = [len(group) for group in re.split(r"[ .()-]+", shown.strip("()"))]
+    national = shown.startswith("0") and digits >= 9 and len(groups) >= 3 and groups[0] >= 2
+    american = groups[-3:] == [3, 3, 4]
+    pairs = set(groups) == {2} and " " not in shown
+    return national or american or pairs
 
 
 def _ibans(text: str) -> Iterator[str]:

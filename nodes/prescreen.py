@@ -36,9 +36,9 @@ class PII(Node):
 
     Kinds: card, email, iban, ip, phone, secret (access keys), ssn. Names and street addresses are not found. Signals:
     `pii_kinds` ("card,email"), `pii_count`, and `pii_unread`, the parts that are no text and so were not looked at;
-    never a value. On 1,500 texts of the presidio set: all 236 cards, e-mails, IBANs, SSNs and addresses but one, 81 of
-    92 telephone numbers; on 43,000 prompts of three public sets, 14 texts were called personal, and most of them were.
-    17 us for 200 characters, 0.06 us for each further one; the whole text is read, however long.
+    never a value. In the 1,500 texts of the presidio set it finds 235 of 236 cards, e-mails, IBANs, SSNs and addresses,
+    and 81 of 92 telephone numbers. Of 43,146 prompts of three public sets it calls 12 personal, and all 12 are. 8 us
+    for a short prompt, 0.06 us a character for a long one; the whole text is read, however long.
 
     Args:
         kinds: which to look for; None for all.
@@ -90,9 +90,9 @@ class Injection(Node):
     `injection_screened` (the share of the text that the detector read; the rest was searched for phrases only).
 
     Measured: of 203 attacks in the deepset set, most of them indirect, it finds 24 % (of the half that no phrase was
-    written from, 19 %); false alarms 0 of 343 there, 2 of 1,500 in CLINC150, 0 of 500 in MMLU. It stops the textbook
+    written from, 16 %); false alarms 0 of 343 there, 2 of 1,500 in CLINC150, 0 of 500 in MMLU. It stops the textbook
     attacks and no more: what a model may do must be limited elsewhere. The detector alone, at its authors' threshold of
-    0.807, calls 4 % of CLINC150 and 8 % of MMLU attacks, hence the default here. 0.5 ms for a sentence, 4 ms for 1,000
+    0.807, calls 4 % of CLINC150 and 8 % of MMLU attacks, hence the default here. 0.4 ms for a sentence, 4 ms for 1,000
     characters.
 
     Args:

@@ -56,8 +56,7 @@ def served(
     ledger = MemoryLedger()
     door = Door(Catalogue(specs), {"scripted": provider}, ledger, clock, OwnCounters())
     store = SqliteStore(folder)
-    metrics = Metrics()
-    writer = TraversalWriter(store, observers=[metrics.observe])
+    writer = TraversalWriter(store)
     meshes = {graph.name: Mesh(graph, door=door, record=writer.put) for graph in graphs}
 
     async def nothing() -> None:
@@ -67,7 +66,7 @@ def served(
         Models(meshes, aliases or {}, graphs[0].name),
         keep=writer.put,
         pages=TraversalPages(store),
-        metrics=metrics,
+        metrics=Metrics(store, writer, replica="tested"),
         readiness=Readiness(meshes, [lambda: [writer.problem] if writer.problem else []]),
         max_body_bytes=max_body_bytes,
         begin=nothing,

@@ -10,11 +10,13 @@ from budgets.memory import MemoryLedger
 from mesh.catalogue import Catalogue, Endpoint
 from mesh.engine import Told
 from mesh.errors import ReservationError
+from mesh.graph import END
 from mesh.prices import NOT_PRICED, Usage
 from mesh.providers.scripted import Scripted, ScriptedProvider
 from mesh.testing import RecordingSink, run, scripted_mesh, spec_of
 from mesh.trace import Traversal
 from mesh.vocabulary import AttemptStatus, Cause, Ended, Privacy, Reason, Scope
+from nodes.model import Model
 from tests.graphs_for_tests import WIDE, cascade, loop, pinned_one, race
 
 TENANT = Account(Scope.TENANT, "tenant:local:2026-01")
@@ -207,6 +209,15 @@ def test_a_failure_is_an_edge_and_the_escalation_is_recorded():
     assert told.traversal.route == ["small", "large"]
     (escalation,) = told.traversal.escalations
     assert (escalation.source, escalation.target, escalation.trigger) == ("small", "large", "timeout")
+
+
+def test_parallel_branches_are_no_escalation_and_a_call_behind_their_join_is():
+    graph = race(2)
+    graph._edges["join", None] = ("last",)
+    graph.add_node("last", Model("large"))
+    graph.add_edge("last", END)
+    told = asked(graph, {"fast": "a", "slow": "b", "large": "c"})
+    assert [(e.source, e.target) for e in told.traversal.escalations] == [("slow", "last")]
 
 
 def test_a_tier_that_is_not_configured_costs_nothing_and_says_so():

@@ -98,6 +98,7 @@ def test_a_veto_ends_the_fan_out_at_once_and_cancels_the_rest(form):
     assert hop(traversal, "join").outcome == "vetoed"
     assert traversal.total_us == 15_000
     assert [hop(traversal, name).outcome for name in ("b1", "b2", "b3")] == ["cancelled", "fail", "cancelled"]
+    assert hop(traversal, "b1").because == Cause.JOIN_DECIDED
 
 
 def test_a_quorum_that_can_no_longer_be_reached_is_short_at_once():

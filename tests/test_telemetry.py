@@ -1,4 +1,4 @@
-"""Spans and metrics of finished traversals. Names and attributes are a contract: what reads them lies outside."""
+"""Spans of finished traversals. Names and attributes are a contract: what reads them lies outside."""
 
 import gzip
 import http.server
@@ -12,10 +12,8 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
-from prometheus_client.parser import text_string_to_metric_families
 
 from mesh.catalogue import EMPTY, Catalogue, Endpoint, ModelSpec
-from mesh.metrics import CONTENT_TYPE, Metrics, overhead_us
 from mesh.store.protocol import micros
 from mesh.telemetry import ENDPOINTS, Telemetry, from_environment, trace_id_of
 from mesh.testing import traversals as samples
@@ -386,73 +384,3 @@ def test_closing_does_not_wait_for_a_collector_that_is_away(monkeypatch):
     began = time.perf_counter()
     telemetry.close(timeout_s=0.2)
     assert time.perf_counter() - began < 2
-
-
-def values(metrics: Metrics) -> dict[tuple[str, ...], float]:
-    """Samples by (name, label values in the order of their names), as Prometheus reads them."""
-    families = text_string_to_metric_families(metrics.render().decode())
-    return {
-        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
-        for family in families
-        for sample in family.samples
-    }
-
-
-def test_metrics_count_requests_hops_tokens_and_money():
-    metrics = Metrics()
-    for traversal in (samples.escalated(), samples.escalated(), samples.fan_out()):
-        metrics.observe(traversal)
-    shown = values(metrics)
-    assert shown["mesh_requests_total", "support", "premium", "ok"] == 2
-    assert shown["mesh_requests_total", "support", "none", "refused"] == 1
-    assert shown["mesh_cost_nusd_total", "support", "premium"] == 2 * 2_214_000
-    assert shown["mesh_cost_nusd_total", "support", "none"] == 1_050_000
-    assert shown["mesh_hops_total", "support", "large", "ok"] == 2
-    assert shown["mesh_hops_total", "support", "judge", "cancelled"] == 1
-    assert not [key for key in shown if "END" in key]
-    assert shown["mesh_tokens_total", "input"] == 2 * 636 + 420
-    assert shown["mesh_tokens_total", "cached_input"] == 2 * 128
-    assert shown["mesh_request_seconds_count", "support"] == 3
-    assert shown["mesh_request_seconds_sum", "support"] == pytest.approx((2 * 2_797_177 + 13_222) / 1e6, abs=1e-4)
-
-
-def test_metric_names_and_labels_are_a_contract():
-    metrics = Metrics()
-    metrics.observe(samples.escalated())
-    families = {
-        family.name: {name for sample in family.samples for name in sample.labels} - {"le"}
-        for family in text_string_to_metric_families(metrics.render().decode())
-        if not family.name.endswith("_created")
-    }
-    assert families == {
-        "mesh_requests": {"graph", "outcome", "model"},
-        "mesh_request_seconds": {"graph"},
-        "mesh_overhead_seconds": {"graph"},
-        "mesh_cost_nusd": {"graph", "model"},
-        "mesh_hops": {"graph", "node", "outcome"},
-        "mesh_tokens": {"kind"},
-    }
-    assert CONTENT_TYPE.startswith("text/plain")
-
-
-def test_overhead_is_the_total_without_models_tools_people_and_suspension():
-    traversal = samples.fan_out()
-    assert overhead_us(traversal) == traversal.total_us  # guards are ours, and the judge ran beside them
-    traversal = samples.escalated()
-    assert overhead_us(traversal) == traversal.total_us - 312_000 - 2_481_000
-    traversal.suspended_us = 10**9
-    traversal.total_us += 10**9
-    assert overhead_us(traversal) == samples.escalated().total_us - 312_000 - 2_481_000
-
-
-def test_two_registries_do_not_know_each_other():
-    first, second = Metrics(), Metrics()
-    first.observe(samples.four_hops())
-    assert ("mesh_requests_total", "quickstart", "light", "ok") not in values(second)
-
-
-def test_a_watched_figure_is_read_at_each_scrape():
-    metrics, dropped = Metrics(), iter([3, 4])
-    metrics.watch("mesh_traversals_dropped", "Traversals that were not kept.", lambda: next(dropped))
-    assert values(metrics)["mesh_traversals_dropped",] == 3
-    assert values(metrics)["mesh_traversals_dropped",] == 4

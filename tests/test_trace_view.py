@@ -17,12 +17,16 @@ from mesh.cli.main import COMMANDS, app_for, run
 from mesh.cli.stores import store_folder
 from mesh.cli.tree import traversal_line, traversal_view
 from mesh.cli.words import details_text
+from mesh.providers.scripted import Scripted
 from mesh.store.protocol import entry_of
 from mesh.store.sqlite import SqliteStore
+from mesh.testing import run as run_virtually
+from mesh.testing import scripted_mesh
 from mesh.testing import traversals as samples
 from mesh.timeline import timeline
 from mesh.trace import EdgeRecord, HopRecord, Traversal
 from mesh.vocabulary import Kind
+from tests.graphs_for_tests import race
 
 SAMPLES = [samples.four_hops, samples.fan_out, samples.escalated, samples.capped, samples.timed_out]
 MESH = Path(sys.executable).with_name("mesh")
@@ -175,6 +179,24 @@ def test_a_fan_out_inside_a_fan_out_is_drawn_inside_it():
         next(line.index(name) for line in lines if name in line) for name in ("outer_a", "inner_a", "outer_join")
     ]
     assert columns[1] > columns[0] > columns[2]
+
+
+@pytest.mark.parametrize("need", ["any", "all"])
+def test_what_the_engine_records_is_kept_and_drawn(need, tmp_path):
+    """The samples are made by hand; this record is the engine's own, of a fan-out with a loser."""
+    replies = {"fast": Scripted("quick", delay_us=25_000), "slow": Scripted("late", delay_us=90_000)}
+    traversal = run_virtually(scripted_mesh(race(need), replies).ask("hello", seed=1)).traversal
+    store = SqliteStore(tmp_path)
+    store.write([entry_of(traversal)])
+    record = store.last()
+    assert record is not None
+    critical = [at for at, hop in zip(timeline(record), record["hops"], strict=True) if not hop["parallel"]]
+    assert all(before.ended_us == after.began_us for before, after in itertools.pairwise(critical))
+    assert critical[-1].ended_us == traversal.total_us - traversal.egress_us - traversal.unexplained_us
+    text = words(traversal)
+    assert ("slow model → cancelled" in text) == (need == "any")
+    assert "0 fan-out: 2 branches at once" in text
+    store.close()
 
 
 def test_a_record_without_hops_or_calls_is_drawn():

@@ -27,6 +27,7 @@ from mesh.units import nusd
 from mesh.vocabulary import Priority
 
 FAILED = 1
+JSON = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
 
 
 def command(  # noqa: PLR0913 -- each is an option of the command
@@ -63,7 +64,7 @@ def command(  # noqa: PLR0913 -- each is an option of the command
         messages.insert(0, {"role": "system", "content": system})
     told = asyncio.run(_asked(_graph(graph), messages, wishes, store, config, dry=dry_run, quiet=as_json))
     if as_json:
-        typer.echo(orjson.dumps({"text": told.text, "traversal": told.traversal.to_json()}, option=orjson.OPT_INDENT_2))
+        typer.echo(orjson.dumps({"text": told.text, "traversal": told.traversal.to_json()}, option=JSON))
     elif dry_run:
         Console().print(traversal_view(told.traversal.to_json()))
     else:

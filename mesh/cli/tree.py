@@ -300,7 +300,7 @@ def _cap_text(name: str, use: Record) -> str:
 def _money(record: Record, dot: str) -> str:
     cost_nusd, expected_nusd, baseline_nusd = (record[f"{kind}cost_nusd"] for kind in ("", "expected_", "baseline_"))
     parts = [f"cost {cost_text(record)}"]
-    if expected_nusd not in (0, cost_nusd):
+    if expected_nusd not in (None, 0, cost_nusd):
         parts.append(f"expected {usd_text(expected_nusd)}")
     parts.append("no baseline" if baseline_nusd is None else f"baseline {usd_text(baseline_nusd)} (estimated)")
     parts.append(f"{record['tokens']['input']:,} tokens in + {record['tokens']['output']:,} out")

@@ -43,5 +43,5 @@ def _detail(name: str, value: Any) -> tuple[str, str]:
         return name.removesuffix("_us"), time_text(value)
     if isinstance(value, float):
         return name, f"{value:.4g}"
-    text = clean("yes" if value is True else "no" if value is False else "-" if value is None else value)
+    text = clean("yes" if value is True else "no" if value is False else "-" if value in (None, "") else value)
     return name, text if len(text) <= MOST_CHARACTERS else text[: MOST_CHARACTERS - 3] + "..."

@@ -4,7 +4,7 @@ from mesh.engine.walker import Cursor
 from mesh.prices import Usage
 from mesh.run import Run
 from mesh.state import Answer
-from mesh.trace import CapUse, Escalation, HopRecord, Traversal
+from mesh.trace import CapUse, Escalation, HopRecord, Traversal, siblings
 from mesh.units import US_PER_S
 from mesh.vocabulary import FAILURES, FAULT, Cause, Dimension, Ended, Failure, Kind, Scope
 
@@ -100,18 +100,19 @@ def _lane_risk(run: Run) -> str | None:
 
 
 def _escalations(run: Run) -> list[Escalation]:
-    """Each hop to a tier of higher rank than one already tried, in path order."""
+    """Each hop to a tier of higher rank than all tried before it, in path order. Branches do not precede each other."""
     found: list[Escalation] = []
-    highest: tuple[int, HopRecord] | None = None
+    tried: list[tuple[int, HopRecord]] = []
     for hop in run.records:
-        for attempt in hop.attempts[:1]:
-            spec = run.door.catalogue.get(attempt.model)
-            if spec is None:
-                continue
-            if highest is not None and spec.rank > highest[0]:
-                found.append(Escalation(highest[1].node, hop.node, hop.edges[0].on))
-            if highest is None or spec.rank > highest[0]:
-                highest = (spec.rank, hop)
+        spec = run.door.catalogue.get(hop.attempts[0].model) if hop.attempts else None
+        if spec is None:
+            continue
+        before = [(rank, earlier) for rank, earlier in tried if not siblings(earlier.path, hop.path)]
+        if before:
+            highest, source = max(before, key=lambda item: item[0])
+            if spec.rank > highest:
+                found.append(Escalation(source.node, hop.node, hop.edges[0].on))
+        tried.append((spec.rank, hop))
     return found
 
 

@@ -335,11 +335,13 @@ def _edge_into(name: str, cursor: Cursor, at_us: int) -> EdgeRecord:
 
 
 def _mark_parallel(run: Run, path: tuple[int, ...], decider: int) -> None:
-    """Only the deciding branch lies on the critical path."""
+    """Only the deciding branch lies on the critical path. What was cancelled beside it, the join decided."""
     depth = len(path)
     for record in run.records:
         if len(record.path) > depth and record.path[:depth] == path and record.path[depth] != decider + 1:
             record.parallel = True
+            if record.outcome == CANCELLED:
+                record.because = Cause.JOIN_DECIDED
 
 
 def finish(run: Run, cursor: Cursor) -> HopRecord:

@@ -59,7 +59,11 @@ class PlacedEngines:
 
 
 class GgufEngines:
-    """Engines of this process: each is loaded when it is first asked for, in a thread, once."""
+    """Engines of this process: each is loaded when it is first asked for, in a thread, once.
+
+    The thread keeps timeouts and cancellation working, but the load itself holds up the process (see `GgufEngine`):
+    call `LocalProvider.ready` at start, and place large models on replicas of their own.
+    """
 
     def __init__(self) -> None:
         self._engines: dict[str, Engine] = {}

@@ -1,15 +1,15 @@
 """What a request may ask of the embedded engine. The engine runs in our process, so nothing reaches it unread.
 
-Three things were seen when it got requests as they came: `n_predict` and `max_completion_tokens` override
-`max_tokens`, and so the reservation; a nested repetition in a schema's pattern kept it busy for minutes, where nothing
-can stop it; `<|im_start|>` in a user's text began a turn of its own.
+Two things were seen when it got requests as they came: `n_predict` and `max_completion_tokens` override `max_tokens`,
+and so the reservation; `<|im_start|>` in a user's text began a turn of its own. On schemas see `gguf_schema`.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from mesh.errors import ProviderError
+from mesh.providers.gguf_schema import schema_fault
 from mesh.vocabulary import AttemptStatus, Cause
 
 PASSED: Final = frozenset(
@@ -22,12 +22,7 @@ PASSED: Final = frozenset(
 """The fields that go on to the engine. Others do not: among them are some that lift the limit on output."""
 
 MAX_TOP_LOGPROBS: Final = 20  # OpenAI's own limit; the whole vocabulary is 49,152 entries a token
-MAX_GRAMMAR: Final = 20_000  # schema_weight; the heaviest that pass take some 100 ms to become a grammar
-MAX_DEPTH: Final = 32
-NEVER: Final = 2**62
 _SEED_BITS: Final = 0x7FFF_FFFF  # the engine takes 32 bits, and all ones mean "random"
-_REPEATS: Final = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
-_BRACES: Final = re.compile(r"\{(\d*),?(\d*)\}")
 _CONTROL: Final = re.compile(r"<([|\uff5c][^<>|\uff5c\s]{1,64}[|\uff5c]|(?:start|end)_of_turn)>")
 
 
@@ -45,8 +40,9 @@ def engine_request(body: Mapping[str, Any], seed: int | None = None) -> dict[str
         raise refused("this engine gives one choice a call, and n asks for more")
     if type(top := request.get("top_logprobs", 0)) is not int or not 0 <= top <= MAX_TOP_LOGPROBS:
         raise refused(f"top_logprobs must be a whole number from 0 to {MAX_TOP_LOGPROBS}")
-    for name in ("response_format", "tools"):
-        _must_be_small(name, request.get(name))
+    for name, schema in _schemas(request):
+        if (fault := schema_fault(schema)) is not None:
+            raise refused(f"{name}: {fault}")
     if type(asked := request.get("seed", seed)) is int:
         request["seed"] = asked & _SEED_BITS
     return request | {
@@ -61,6 +57,19 @@ def engine_request(body: Mapping[str, Any], seed: int | None = None) -> dict[str
 def refused(why: str) -> ProviderError:
     """A request that this engine cannot take. `why` has figures and names of fields, never content."""
     return ProviderError(AttemptStatus.UNAVAILABLE, Cause.UPSTREAM_REJECTED, why, 400)
+
+
+def _schemas(request: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    """Every JSON schema of a request, with the name of the field that it is in."""
+    wanted = request.get("response_format")
+    if isinstance(wanted, Mapping):
+        named = wanted.get("json_schema")
+        yield "response_format", wanted.get("schema")
+        yield "response_format", named.get("schema") if isinstance(named, Mapping) else None
+    tools = request.get("tools")
+    for tool in tools if isinstance(tools, list) else ():
+        function = tool.get("function") if isinstance(tool, Mapping) else None
+        yield "tools", function.get("parameters") if isinstance(function, Mapping) else None
 
 
 def _messages(messages: object) -> list[dict[str, Any]]:
@@ -90,36 +99,3 @@ def _parts(content: object) -> object:
 def _plain(text: str) -> str:
     """The text with its control tokens made harmless: the same length, so that no bound on tokens changes."""
     return _CONTROL.sub(r"(\1)", text) if "<" in text else text
-
-
-def _must_be_small(name: str, schema: object) -> None:
-    if schema is None:
-        return
-    weight = schema_weight(schema)
-    if weight > MAX_GRAMMAR:
-        what = f"weighs {weight:,}" if weight < NEVER else f"is nested deeper than {MAX_DEPTH} levels"
-        raise refused(f"{name} {what}, and the limit is {MAX_GRAMMAR:,}. Use fewer or smaller repetitions")
-
-
-def schema_weight(node: object, depth: int = 0) -> int:
-    """How large the grammar of a JSON schema may grow, in rough terms: its size, times what its repetitions repeat."""
-    if depth > MAX_DEPTH:
-        return NEVER
-    if isinstance(node, str):
-        return 1 + len(node) // 16
-    if isinstance(node, list):
-        return 1 + sum(schema_weight(item, depth + 1) for item in node)
-    if not isinstance(node, Mapping):
-        return 1
-    inner = 1 + sum(len(str(name)) // 16 + schema_weight(value, depth + 1) for name, value in node.items())
-    if isinstance(pattern := node.get("pattern"), str):
-        inner += _pattern_weight(pattern)
-    repeats: list[int] = [node[name] for name in _REPEATS if type(node.get(name)) is int]
-    return min(NEVER, inner * max([1, *repeats]))
-
-
-def _pattern_weight(pattern: str) -> int:
-    weight = len(pattern)
-    for low, high in _BRACES.findall(pattern):
-        weight = min(NEVER, weight * max(1, int(low[:9] or 0), int(high[:9] or 0)))
-    return weight

@@ -13,7 +13,7 @@ from typing import Any
 
 from mesh.engine.mesh import Finished, Mesh
 from mesh.errors import MeshError, RequestError, UnknownModelError
-from mesh.metrics import Metrics
+from mesh.metrics import CONTENT_TYPE, Metrics
 from mesh.run import Meta
 from mesh.serve.http import (
     ClientGoneError,
@@ -96,6 +96,7 @@ class Api:
         self._begin, self._end = begin, end
         self._open = 0
         self._draining = False
+        metrics.watch("mesh_requests_in_flight", "HTTP requests open here, this scrape among them.", lambda: self._open)
 
     async def start(self) -> None:
         await self._begin()
@@ -157,7 +158,7 @@ class Api:
             await send_json(send, 503 if problems else 200, {"ready": not problems, "problems": problems})
         elif path == "/metrics":
             body = await asyncio.to_thread(self._metrics.render)
-            await send_bytes(send, 200, body, [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")])
+            await send_bytes(send, 200, body, [(b"content-type", CONTENT_TYPE.encode())])
         elif path == "/v1/models":
             await send_json(send, 200, {"object": "list", "data": [self._model(name) for name in self._models.names()]})
         elif path.startswith("/v1/models/"):

@@ -15,6 +15,8 @@ from mesh.errors import MeshError
 
 _STEPS: Final = "steps"
 _FAILED: Final = ".failed"
+_SERVING: Final = ".serving"
+_DRAIN: Final = "draining"
 _LINES_SHOWN: Final = 12
 
 
@@ -23,6 +25,12 @@ class Board:
     """Writers append; one reader follows. Lines are short, so that appends of several processes do not mix."""
 
     folder: Path
+
+    def clear(self) -> None:
+        """Make the folder, and forget what an earlier start wrote."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for file in (self.folder / _STEPS, self.folder / _DRAIN, *self.folder.glob(f"*{_FAILED}")):
+            file.unlink(missing_ok=True)
 
     def step(self, text: str) -> None:
         """Say what begins or ended now. A board that cannot be written is no reason to fail."""
@@ -69,6 +77,29 @@ class Board:
             for file in sorted(self.folder.glob(f"*{_FAILED}")):
                 found[file.name.removesuffix(_FAILED)] = file.read_text()
         return found
+
+    def drain(self) -> None:
+        """Tell the ingress replicas to turn new requests away."""
+        (self.folder / _DRAIN).touch()
+
+    @property
+    def draining(self) -> bool:
+        return (self.folder / _DRAIN).exists()
+
+    def serves(self, pid: int) -> None:
+        """An ingress replica with this process id takes requests now."""
+        with contextlib.suppress(OSError):
+            (self.folder / f"{pid}{_SERVING}").touch()
+
+    def idle(self, pid: int) -> None:
+        """The replica has no request, and will take no more."""
+        with contextlib.suppress(OSError):
+            (self.folder / f"{pid}{_SERVING}").unlink()
+
+    def all_idle(self) -> bool:
+        """Whether each replica that took requests is idle, or is no more."""
+        pids = [int(file.stem) for file in self.folder.glob(f"*{_SERVING}")]
+        return not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
 def log_tail(folder: Path, deployment: str, lines: int = _LINES_SHOWN) -> str:

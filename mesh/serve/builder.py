@@ -16,7 +16,7 @@ from mesh.serve import local
 from mesh.serve.board import Board
 from mesh.serve.flags import port_is_free
 from mesh.serve.placed import PlacedTier, bound
-from mesh.serve.replica import INGRESS, IngressDeployment
+from mesh.serve.replica import IngressDeployment
 from mesh.serve.watch import Watch, Watched, say
 
 
@@ -33,14 +33,14 @@ def application(paths: Sequence[str], args: MeshArgs) -> Application:
     if run is not None and own:
         _check_address(args)
     board = Board(local.private_folder() if own else Path(settings["store"]) / "start")
-    board.folder.mkdir(parents=True, exist_ok=True)
+    board.clear()
     settings["run"] = str(board.folder)
     if run is not None:
         say(f"mesh: {', '.join(settings['models'])}, {_counted(args.replicas, placed)}")
-        following = _watch(args, settings, placed, board, own=own)
-        atexit.register(_leave, following, board.folder if own else None)
-        if own:
-            local.start(args, run, _cpus(args, placed), board)
+        _watch(args, settings, run.app, board, own=own)
+    if run is not None and own:
+        atexit.register(local.finish, board.folder)
+        local.start(args, run, _cpus(args, placed), board)
     return _bound(settings, args, placed)
 
 
@@ -89,26 +89,17 @@ def _check_address(args: MeshArgs) -> None:
         raise ConfigError(f"port {args.port}", f"is taken on {args.host}.", remedy)
 
 
-def _watch(args: MeshArgs, settings: dict[str, Any], placed: Sequence[PlacedTier], board: Board, *, own: bool) -> Watch:
-    following = Watch(
-        Watched(
-            host=args.host,
-            port=args.port,
-            models=settings["models"],
-            deployments=[INGRESS, *(tier.deployment for tier in placed)],
-            board=board,
-            on_ready=local.serving,
-            on_failure=local.give_up if own else lambda: None,
-        )
+def _watch(args: MeshArgs, settings: dict[str, Any], app: str, board: Board, *, own: bool) -> None:
+    watched = Watched(
+        app=app,
+        host=args.host,
+        port=args.port,
+        models=settings["models"],
+        board=board,
+        on_ready=local.serving,
+        on_failure=local.give_up if own else lambda: None,
     )
-    following.start()
-    return following
-
-
-def _leave(following: Watch, folder: Path | None) -> None:
-    following.explain_exit()
-    if folder is not None:
-        local.finish(folder)
+    Watch(watched).start()
 
 
 def _bound(settings: dict[str, Any], args: MeshArgs, placed: Sequence[PlacedTier]) -> Application:

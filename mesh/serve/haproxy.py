@@ -8,6 +8,7 @@ with it. Ours is a shell script that edits the file and becomes HAProxy. What it
   Serve's own 408, by the second its work goes on after it has left, and is paid for;
 - the admin socket belongs to its owner instead of to every user of the machine;
 - errors get a body in OpenAI's shape instead of plain text; while we start or drain, requests get 503 instead of 404;
+- HAProxy ends with the process that started it;
 - on a Ray of our own, HAProxy alone listens on the address that was asked for, and the replicas stay on loopback.
 
 If the template changed so that an edit finds no place, the script refuses to start HAProxy and says which.
@@ -75,6 +76,8 @@ for word in "$@"; do
   fi
   prev=$word
 done
+# Should Serve be killed, HAProxy would go on listening, and the next start would find its ports taken.
+if setpriv --pdeathsig TERM true 2>/dev/null; then exec setpriv --pdeathsig TERM {binary} "$@"; fi
 exec {binary} "$@"
 """
 

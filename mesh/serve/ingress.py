@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -106,9 +107,8 @@ def ingress_from(settings: Mapping[str, Any]) -> Api:
     providers = providers_for(config.catalogue, clock, engines)
     door = Door(config.catalogue, providers, MemoryLedger(), clock, OwnCounters())
     store = SqliteStore(Path(settings["store"]))
-    metrics = Metrics()
     spans = from_environment(config.catalogue)
-    observers = [metrics.observe, *([spans.export] if spans is not None else [])]
+    observers = [spans.export] if spans is not None else []
     writer = TraversalWriter(store, keep=_retention(config), observers=observers, clock=clock)
     graphs = [graph_at(path).build() for path in settings["graphs"]]
     meshes = {graph.name: Mesh(graph, door=door, record=writer.put) for graph in _with_pinned(graphs, config)}
@@ -130,7 +130,7 @@ def ingress_from(settings: Mapping[str, Any]) -> Api:
         Models(meshes, config.aliases, config.default_graph or graphs[0].name),
         keep=writer.put,
         pages=TraversalPages(store),
-        metrics=metrics,
+        metrics=Metrics(store, writer, replica=f"{platform.node()}-{os.getpid()}"),
         readiness=Readiness(meshes, [flags_in_effect, lambda: [writer.problem] if writer.problem else []]),
         max_body_bytes=config.http.max_body_bytes,
         begin=begin,

@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +24,13 @@ from ray import serve
 from ray._private import ray_constants
 from ray.dashboard.modules.dashboard_sdk import parse_runtime_env_args
 
+from mesh.clock import SystemClock
 from mesh.deploy import MeshArgs
 from mesh.serve.board import Board
 from mesh.serve.flags import LOOPBACK_FLAG, set_defaults
 from mesh.serve.haproxy import BIND_ENV, ONLY_ENV, real_binary, write_wrapper
 from mesh.serve.sockets import is_loopback
+from mesh.units import US_PER_S
 
 DRAIN_S: Final = 60
 _OBJECT_STORE_BYTES: Final = 128 * 1024 * 1024  # nothing of ours goes through it; Ray would take a third of the memory
@@ -120,17 +123,17 @@ def _stay_on_loopback() -> None:
 class _Ending:
     """How this process ends.
 
-    The first SIGTERM or SIGINT drains: running requests end, then Ray. The second ends everything at once, and so does
-    the first before the API is up. Draining runs in a thread, since the main one may be waiting inside Ray when the
-    signal comes.
+    The first SIGTERM or SIGINT drains: the ingress turns new requests away, running ones end, then Serve's replicas and
+    Ray do. The second ends everything at once, and so does the first before the API is up. Draining runs in a thread,
+    since the main one may be waiting inside Ray when the signal comes.
     """
 
     def __init__(self) -> None:
         self._app = ""
         self._board: Board | None = None
-        self._began = False
+        self._draining = False
         self._code: int | None = None
-        self.serving = threading.Event()
+        self._serving = False
 
     def arm(self, app: str, board: Board) -> None:
         """Take over the signals. Call it after `ray.init`, which sets a handler that drops all requests."""
@@ -139,6 +142,9 @@ class _Ending:
             signal.signal(signal.SIGTERM, self._on_signal)
             signal.signal(signal.SIGINT, self._on_signal)
 
+    def serve(self) -> None:
+        self._serving = True
+
     def end(self, code: int) -> None:
         """End the process from any thread. Ray ends its processes as this one exits."""
         self._code = code
@@ -146,21 +152,33 @@ class _Ending:
         signal.pthread_kill(main or 0, signal.SIGINT)  # wakes it where it sleeps; `raise_signal` would not
 
     def _on_signal(self, _signal: int, _frame: FrameType | None) -> None:
-        if self._code is not None:
-            raise SystemExit(self._code)
-        if self._began or not self.serving.is_set():
-            raise KeyboardInterrupt
-        self._began = True
+        if self._code is not None or self._draining or not self._serving:
+            raise SystemExit(1 if self._code is None else self._code)
+        self._draining = True
         threading.Thread(target=self._drain, name="mesh-drain", daemon=True).start()
 
     def _drain(self) -> None:
-        if self._board is not None:
-            self._board.step(f"draining: running requests have {DRAIN_S} s; a second signal stops at once")
         try:
-            # HAProxy must outlive the replicas' requests: `serve.shutdown` would end it first.
+            if self._board is not None:
+                self._board.step(f"draining: running requests have {DRAIN_S} s; a second signal stops at once")
+                self._board.drain()
+                wait_idle(self._board, DRAIN_S)
+            # Not `serve.shutdown`, nor this before the ingress is idle: Serve would stop HAProxy, or the tiers that
+            # running requests have yet to call, together with the ingress.
             serve.delete(self._app)
         finally:
             self.end(0)
+
+
+def wait_idle(board: Board, limit_s: float) -> bool:
+    """Wait until no ingress replica has a request; whether that came about within the limit."""
+    clock = SystemClock()
+    ends_us = clock.now_us() + int(limit_s * US_PER_S)
+    while clock.now_us() < ends_us:
+        if board.all_idle():
+            return True
+        time.sleep(0.1)
+    return False
 
 
 _ENDING: Final = _Ending()
@@ -168,7 +186,7 @@ _ENDING: Final = _Ending()
 
 def serving() -> None:
     """From now on a signal drains; before, it ends the start."""
-    _ENDING.serving.set()
+    _ENDING.serve()
 
 
 def give_up() -> None:

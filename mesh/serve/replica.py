@@ -4,6 +4,7 @@ Serve hands each request to `Shell`, which passes it to the ingress as it is: no
 """
 
 import asyncio
+import json
 import logging
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -24,6 +25,7 @@ Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 INGRESS: Final = "ingress"
+_DRAIN_POLL_S: Final = 0.2
 
 _log = logging.getLogger("ray.serve")
 
@@ -41,29 +43,70 @@ class Ingress(Protocol):
 
 
 class Shell:
-    """The ASGI app that Serve sees: it turns lifespan events into the ingress's end."""
+    """The ASGI app that Serve sees: the ingress, its end, and its draining.
 
-    def __init__(self, ingress: Ingress) -> None:
+    Serve has no hook for the beginning of a drain, and stops all deployments of an application together: then the
+    tiers are gone while requests still need them. So `serve run` puts a mark on the board before it deletes anything.
+    """
+
+    def __init__(self, ingress: Ingress, board: Board) -> None:
         self._ingress = ingress
+        self._board = board
+        self._running = 0
+        self._draining = False
+        self._quiet = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            await self._ingress(scope, receive, send)
+            await self._request(scope, receive, send)
         elif scope["type"] == "lifespan":
             await self._live(receive, send)
         else:
             await send({"type": "websocket.close", "code": 1003})
 
+    async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._draining:
+            await _turn_away(send)
+            return
+        self._running += 1
+        try:
+            await self._ingress(scope, receive, send)
+        finally:
+            self._running -= 1
+            if self._draining and not self._running:
+                self._quiet.set()
+
     async def _live(self, receive: Receive, send: Send) -> None:
         """Serve sends the shutdown event when the replica's last request has ended, or its grace has run out."""
         await receive()
+        watching = asyncio.create_task(self._watch())
         await send({"type": "lifespan.startup.complete"})
         await receive()
+        watching.cancel()
         try:
             await self._ingress.drain()
         finally:
             await self._ingress.stop()
             await send({"type": "lifespan.shutdown.complete"})
+
+    async def _watch(self) -> None:
+        """Look for the mark, and say when the last request has ended."""
+        pid = os.getpid()
+        self._board.serves(pid)
+        while not self._board.draining:  # noqa: ASYNC110  # another process sets it, by a file
+            await asyncio.sleep(_DRAIN_POLL_S)
+        self._draining = True
+        if self._running:
+            await self._quiet.wait()
+        self._board.idle(pid)
+
+
+async def _turn_away(send: Send) -> None:
+    message = "This server is about to end and takes no more requests. Try again in a second."
+    error = {"message": message, "type": "server_error", "param": None, "code": "unavailable"}
+    headers = [(b"content-type", b"application/json"), (b"retry-after", b"1"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps({"error": error}).encode()})
 
 
 class IngressReplica:
@@ -92,7 +135,7 @@ class IngressReplica:
         _log.info("mesh: ingress is up: %s", state)
         self._board.started(INGRESS)
         self._board.step(f"ingress: replica {os.getpid()} is up: {state}")
-        return Shell(ingress)
+        return Shell(ingress, self._board)
 
 
 IngressDeployment: Final[serve.Deployment] = serve.deployment(

@@ -8,7 +8,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +22,7 @@ from mesh.serve import sockets
 from mesh.serve.board import Board, log_tail
 
 _POLL_S: Final = 0.15
+_SERVE_POLL_US: Final = 1_000_000
 _SETTLED_POLL_S: Final = 1.0
 _SILENCE_US: Final = 15_000_000
 _QUESTION: Final = "What is the capital of France? Answer with one word."
@@ -29,15 +30,15 @@ _QUESTION: Final = "What is the capital of France? Answer with one word."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watched:
-    """What to watch: the address that clients use, the models they may name, and what was started.
+    """What to watch: the application, the address that clients use, and the models they may name.
 
     `on_ready` is called once, when the API answers; `on_failure` once, when a replica could not start before that.
     """
 
+    app: str
     host: str
     port: int
     models: Sequence[str]
-    deployments: Sequence[str]
     board: Board
     on_ready: Callable[[], None]
     on_failure: Callable[[], None]
@@ -53,46 +54,58 @@ class Watch:
 
     def __init__(self, watched: Watched) -> None:
         self._watched = watched
+        self._clock = SystemClock()
         self._offset = 0
         self._shown: set[str] = set()
-        self._up = False
-        self._failed = False
-        self._clock = SystemClock()
-        self._news_us = self._clock.now_us()
+        self._settled = False
+        self._asked_us = self._news_us = self._clock.now_us()
 
     def start(self) -> None:
         threading.Thread(target=self._follow, name="mesh-watch", daemon=True).start()
 
-    def explain_exit(self) -> None:
-        """At the end of the process: if it never was ready and nobody said why, show the replicas' logs."""
-        self._show_board()
-        if self._up or self._failed:
-            return
-        for deployment in self._watched.deployments:
-            _show_log(deployment)
-
     def _follow(self) -> None:
         while True:
             broken = self._show_board()
-            if broken and not self._up and not self._failed:
-                self._failed = True
+            if broken and not self._settled:
+                self._settled = True
                 self._watched.on_failure()
-            if not (self._up or self._failed):
+            elif not self._settled and self._clock.now_us() - self._asked_us > _SERVE_POLL_US:
                 self._ask()
-            time.sleep(_SETTLED_POLL_S if self._up else _POLL_S)
+                self._asked_us = self._clock.now_us()
+            time.sleep(_SETTLED_POLL_S if self._settled else _POLL_S)
 
     def _ask(self) -> None:
+        """Ask Serve and the API how far they are, and act on it."""
+        waiting = pending(self._watched.app)
+        if waiting is None:
+            return
+        failed = {name: said for name, said in waiting.items() if "failed to start" in said}
+        if failed:
+            self._explain(failed)
+            return
         ready, said = ask_ready(self._watched.url)
-        if ready:
+        if ready and not waiting:
             self._show_board()
             _announce(self._watched)
-            self._up = True
+            self._settled = True
             self._watched.on_ready()
         elif said:
             self._say_once(f"{_age_s():6.1f} s  ", f"not ready yet: {said}")
-        elif self._clock.now_us() - self._news_us > _SILENCE_US:
-            self._say_once(f"{_age_s():6.1f} s  ", f"waiting: {_pending() or 'Serve says nothing'}")
-            self._news_us = self._clock.now_us()
+        elif waiting and self._clock.now_us() - self._news_us > _SILENCE_US:
+            listed = " ".join(f"{name}: {' '.join(why.split())}" for name, why in waiting.items())
+            self._say_once(f"{_age_s():6.1f} s  ", f"waiting for {listed}")
+
+    def _explain(self, failed: Mapping[str, str]) -> None:
+        """Replicas that ended without a word on the board: show what Serve says, and the end of their logs."""
+        time.sleep(_POLL_S)
+        if self._show_board():
+            return  # they did leave a word, a moment later
+        for name, said in failed.items():
+            say(f"\n{name} could not start:\n{_indented(said)}")
+            tail = log_tail(session_folder(), name)
+            say(f"\nthe end of its log:\n{_indented(tail)}\n" if tail else "")
+        self._settled = True
+        self._watched.on_failure()
 
     def _show_board(self) -> bool:
         """Print what is new on the board; whether something that could not start is still down."""
@@ -115,6 +128,17 @@ def say(text: str) -> None:
     """A line for the person at the terminal; a closed terminal is no reason to fail."""
     with contextlib.suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def pending(app: str) -> dict[str, str] | None:
+    """What Serve says about each deployment of the application that is not up; None while Serve cannot tell."""
+    if not ray.is_initialized():
+        return None
+    with contextlib.suppress(Exception):  # whatever Serve raises while it starts: there is nothing to tell yet
+        found = serve.status().applications[app]
+        waiting = {name: one.message for name, one in found.deployments.items() if one.status.value != "HEALTHY"}
+        return waiting if waiting or found.status.value == "RUNNING" else {app: found.message}
+    return None
 
 
 def ask_ready(url: str, timeout_s: float = 2.0) -> tuple[bool, str]:
@@ -158,31 +182,12 @@ def _exposed() -> str:
 def _role(process: str) -> str:
     if process.startswith("ray::ServeReplica:"):
         deployment = process.removeprefix("ray::ServeReplica:").split(":")[1]
-        return f"replica of {deployment}, behind Ray's token"
+        return f"{deployment}, behind Ray's token"
     return process.removeprefix("ray::")
 
 
-def _show_log(deployment: str) -> None:
-    session = session_folder()
-    tail = log_tail(session, deployment) if session is not None else ""
-    if tail:
-        say(f"\nthe end of {deployment}'s log in {session}/logs/serve:\n{_indented(tail)}\n")
-
-
-def _pending() -> str:
-    """What Serve says about deployments that are not up."""
-    with contextlib.suppress(Exception):  # whatever Serve raises while it starts: there is nothing to tell yet
-        applications = serve.status().applications.values()
-        deployments = [item for app in applications for item in app.deployments.items()]
-        found = [f"{name}: {state.message}" for name, state in deployments if state.status.value != "HEALTHY"]
-        return " ".join(" ".join(found).split())
-    return ""
-
-
-def session_folder() -> Path | None:
-    """Ray's folder of this session, None while there is none."""
-    if not ray.is_initialized():
-        return None
+def session_folder() -> Path:
+    """Ray's folder of this session. Call it after `ray.init`."""
     node: Any = worker._global_node  # noqa: SLF001  # Ray has no public name for it
     return Path(node.get_session_dir_path())
 

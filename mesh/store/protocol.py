@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 import orjson
 
 from mesh.errors import RequestError
+from mesh.store.counts import Counts, counts_of
 from mesh.trace import Traversal
 from mesh.units import US_PER_S
 
@@ -73,11 +74,15 @@ def summary_of(traversal: Traversal) -> Summary:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One traversal ready to be written: its row, when it began (microseconds since 1970), and its record as JSON."""
+    """One traversal ready to be written.
+
+    Its row, when it began (microseconds since 1970), its record as JSON, and what it counts if its id is new.
+    """
 
     summary: Summary
     started_us: int
     record: bytes
+    counts: Counts
 
 
 def entry_of(traversal: Traversal) -> Entry:
@@ -88,8 +93,9 @@ def entry_of(traversal: Traversal) -> Entry:
             `started_at` is no time.
     """
     started_us = micros(datetime.fromisoformat(traversal.started_at))
-    record = orjson.dumps(traversal.to_json(), default=_plain, option=orjson.OPT_NON_STR_KEYS)
-    return Entry(summary_of(traversal), started_us, record)
+    data = traversal.to_json()
+    record = orjson.dumps(data, default=_plain, option=orjson.OPT_NON_STR_KEYS)
+    return Entry(summary_of(traversal), started_us, record, counts_of(data))
 
 
 def _plain(value: object) -> object:
@@ -99,6 +105,24 @@ def _plain(value: object) -> object:
     if isinstance(value, (set, frozenset)):
         return sorted(map(str, value))
     raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def added(entries: Sequence[Entry], known: Mapping[str, bytes]) -> Counts:
+    """What a batch adds to the counters, once for each series.
+
+    Args:
+        known: the records (JSON) that are kept under the batch's request ids already. A store reads them inside its
+            transaction, so that a batch that comes twice, or a review that was resumed, is not counted twice.
+    """
+    before = dict(known)
+    sums: Counts = {}
+    for entry in entries:
+        replaced = before.get(entry.summary.request_id)
+        before[entry.summary.request_id] = entry.record
+        new = entry.counts if replaced is None else counts_of(orjson.loads(entry.record), orjson.loads(replaced))
+        for series, count in new.items():
+            sums[series] = sums.get(series, 0) + count
+    return sums
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +201,14 @@ class TraversalStore(Protocol):
     """Traversals by id. Every method raises `StoreError` where the store cannot be read or written."""
 
     def write(self, entries: Sequence[Entry]) -> None:
-        """Keep these, all or none. A request id that is known already is replaced (a resumed review)."""
+        """Keep these and add what they count, all or nothing, in one transaction.
+
+        A request id that is known already is replaced (a resumed review), and counts what is new of it: see `added`.
+        """
+        ...
+
+    def counters(self) -> Counts:
+        """All that was ever counted here, by any process. It only grows, and stops at 2^63 - 1."""
         ...
 
     def get(self, name: str, *, tenant: str | None = None) -> Record | None:
@@ -201,7 +232,7 @@ class TraversalStore(Protocol):
         ...
 
     def prune(self, keep: Retention, now: datetime) -> bool:
-        """Delete one small step of what need not be kept. True if there is more to delete."""
+        """Delete one small step of what need not be kept. True if there is more to delete. Counters stay."""
         ...
 
     def close(self) -> None: ...

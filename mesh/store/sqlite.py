@@ -21,7 +21,8 @@ import orjson
 import pysqlite3.dbapi2 as sqlite
 
 from mesh.errors import RequestError, StoreError
-from mesh.store.protocol import MIN_NAME, Entry, Filter, Page, Place, Record, Retention, Summary, micros
+from mesh.store.counts import Counts, Series
+from mesh.store.protocol import MIN_NAME, Entry, Filter, Page, Place, Record, Retention, Summary, added, micros
 
 Connection: TypeAlias = Any  # pysqlite3 has no types
 
@@ -37,6 +38,7 @@ PRUNE_ROWS: Final = 500
 VACUUM_PAGES: Final = 256
 VACUUM_SHARE: Final = 10  # give pages back once a tenth of the file is free
 LAST_CHARACTER: Final = "\U0010ffff"
+MAX_COUNT: Final = 2**63 - 1
 
 COLUMNS: Final = tuple(Summary.__dataclass_fields__)
 
@@ -76,12 +78,26 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         """CREATE INDEX traversal_client ON traversal (client_request_id, started_us, request_id)
             WHERE client_request_id IS NOT NULL""",
     ),
+    (
+        # `labels` is a JSON array of the label values
+        """CREATE TABLE counter (
+            metric TEXT NOT NULL,
+            labels TEXT NOT NULL,
+            value INTEGER NOT NULL,
+            PRIMARY KEY (metric, labels)
+        ) STRICT, WITHOUT ROWID""",
+    ),
 )
 
 _WRITTEN: Final = (*COLUMNS, "started_us", "tail", "record")
 _UPSERT: Final = (
     f"INSERT INTO traversal ({', '.join(_WRITTEN)}) VALUES ({', '.join('?' * len(_WRITTEN))}) "
     f"ON CONFLICT (request_id) DO UPDATE SET {', '.join(f'{c} = excluded.{c}' for c in _WRITTEN if c != 'request_id')}"
+)
+# In SQLite an integer sum that overflows becomes a float, and `min` takes the limit: a full counter stops, no write does.
+_COUNT: Final = (
+    "INSERT INTO counter (metric, labels, value) VALUES (?, ?, ?) "
+    f"ON CONFLICT (metric, labels) DO UPDATE SET value = min(value + excluded.value, {MAX_COUNT})"
 )
 _NEWEST: Final = "ORDER BY started_us DESC, request_id DESC"
 
@@ -111,7 +127,14 @@ class SqliteStore:
     def write(self, entries: Sequence[Entry]) -> None:
         rows = [_row(entry) for entry in entries]
         with self._write_lock, _errors(self.path), self._transaction() as db:
+            counts = added(entries, _known(db, entries))
             db.executemany(_UPSERT, rows)
+            db.executemany(_COUNT, _counted(counts))
+
+    def counters(self) -> Counts:
+        with self._reader() as db:
+            rows = db.execute("SELECT metric, labels, value FROM counter").fetchall()
+        return {Series(metric, tuple(orjson.loads(labels))): value for metric, labels, value in rows}
 
     def get(self, name: str, *, tenant: str | None = None) -> Record | None:
         with self._reader() as db:
@@ -341,6 +364,18 @@ def _row(entry: Entry) -> tuple[Any, ...]:
     summary = entry.summary
     values = [getattr(summary, column) for column in COLUMNS]
     return (*values, entry.started_us, summary.request_id[: -TAIL - 1 : -1], zlib.compress(entry.record, 1))
+
+
+def _known(db: Connection, entries: Sequence[Entry]) -> dict[str, bytes]:
+    """The records that a batch replaces, by request id. Hardly ever one."""
+    ids = orjson.dumps([entry.summary.request_id for entry in entries]).decode()
+    query = "SELECT request_id, record FROM traversal WHERE request_id IN (SELECT value FROM json_each(?))"
+    return {request_id: zlib.decompress(body) for request_id, body in db.execute(query, (ids,))}
+
+
+def _counted(counts: Counts) -> list[tuple[str, str, int]]:
+    """The values of `_COUNT`."""
+    return [(metric, orjson.dumps(labels).decode(), min(n, MAX_COUNT)) for (metric, labels), n in counts.items()]
 
 
 def _unpacked(body: bytes) -> Record:

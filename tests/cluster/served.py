@@ -106,7 +106,7 @@ class Served:
             self.left.append(f"serve run itself, {limit_s} s after SIGTERM")
             self.proc.kill()
             self.proc.wait()
-        self.left += _ended(members | family(self.proc.pid), self.proc.pid, grace_s=5)
+        self.left += _ended(members | family(self.proc.pid), self.proc.pid, grace_s=12)
         shutil.rmtree(self.folder / "ray", ignore_errors=True)
         return self.proc.returncode
 

@@ -5,10 +5,11 @@ import re
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import grpc  # type: ignore[import-untyped]
 import pytest
-from ray.serve.generated.serve_pb2 import ASGIRequest
+from ray.serve.generated import serve_pb2
 
 from mesh.serve.sockets import Listener, listeners, other_addresses
 from tests.cluster.served import Host, Served
@@ -94,7 +95,7 @@ class Touch:
         return Path.touch, (self.path,)
 
 
-def called(host: str, port: int, message: ASGIRequest, metadata: tuple[tuple[str, str], ...] = ()) -> grpc.StatusCode:
+def called(host: str, port: int, message: Any, metadata: tuple[tuple[str, str], ...] = ()) -> grpc.StatusCode:
     """How a replica's gRPC port ends the call by which Serve hands over a request."""
     with grpc.insecure_channel(f"{host}:{port}") as channel:
         call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
@@ -107,7 +108,7 @@ def test_a_replicas_grpc_port_loads_nothing_from_whoever_has_no_token(up, tmp_pa
     replicas, _ = open_ports(up)
     hosts = ["127.0.0.1", *(address for address in other_addresses() if "." in address)]
     trace = tmp_path / "loaded"
-    message = ASGIRequest(pickled_request_metadata=pickle.dumps(Touch(trace)))
+    message = serve_pb2.ASGIRequest(pickled_request_metadata=pickle.dumps(Touch(trace)))
     for host in hosts:
         for one in replicas:
             for metadata in ((), (("authorization", "Bearer guessed"),)):
