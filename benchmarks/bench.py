@@ -47,7 +47,7 @@ class Report:
     lost: list[str] = field(default_factory=list)
 
     def problems(self) -> list[str]:
-        """What makes our own figures worthless: failed requests, calls that nobody asked for, traversals that are lost."""
+        """What makes our own figures worthless: failed requests, calls that nobody asked for, lost traversals."""
         found = list(self.lost)
         for sample in self.samples.all:
             where = f"{sample.system}, {sample.point}, round {sample.turn + 1}"
@@ -140,7 +140,7 @@ def _measured(systems: Sequence[System], mock: Upstream, asked: argparse.Namespa
 
 
 def _parts(system: System, point: Point, report: Report) -> Parts:
-    """The mesh's time by part at this point, over all rounds. Notes each load that left fewer traversals than replies."""
+    """The mesh's time by part at this point, over all rounds. Notes loads that left fewer traversals than replies."""
     found = []
     for sample in report.samples.of(system.name, point):
         count, read_back = traversals(system.port, system.model, sample.began_at, sample.ended_at)

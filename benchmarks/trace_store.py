@@ -42,15 +42,15 @@ def quantile(samples_: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
-def each_us(act: Callable[[T], object], records: Sequence[T], rounds: int = 5) -> float:
-    """Microseconds per record: the median of the rounds."""
-    took = []
-    for _ in range(rounds):
+def each_us(act: Callable[[T], object], records: Sequence[T]) -> float:
+    """Microseconds per record: the median of 5 rounds."""
+    rounds = []
+    for _ in range(5):
         began = time.perf_counter()
         for record in records:
             act(record)
-        took.append((time.perf_counter() - began) / len(records) * 1e6)
-    return statistics.median(took)
+        rounds.append((time.perf_counter() - began) / len(records) * 1e6)
+    return statistics.median(rounds)
 
 
 def parts() -> None:
@@ -66,9 +66,11 @@ def counters(folder: Path) -> None:
     store = SqliteStore(folder)
     writer = TraversalWriter(store)
     for size in (1, 16, 256):
-        counted, bare = (transaction_us(store, size, keep=keep) for keep in (True, False))
+        counted, bare = transaction_us(store, size)
         share = (counted - bare) / size
-        print(f"a batch of {size:3d}: {counted:7.0f} us, {bare:7.0f} us without counters: {share:5.1f} us a record")
+        print(
+            f"a batch of {size:3d}: {counted:7,.0f} us of CPU, {bare:7,.0f} without counters: {share:5.1f} us a record"
+        )
     metrics = Metrics(store, writer, replica="benchmark")
     scrape_us = each_us(lambda _: metrics.render(), range(50))
     print(f"a scrape of {len(store.counters())} series: {scrape_us / 1e3:.2f} ms, {len(metrics.render()):,} bytes")
@@ -76,14 +78,18 @@ def counters(folder: Path) -> None:
     store.close()
 
 
-def transaction_us(store: SqliteStore, size: int, *, keep: bool) -> float:
-    """Microseconds of one `write` of so many records, with their counts or with none: the median of 60."""
-
-    def batch() -> list[Entry]:
-        entries = [entry_of(made(number)) for number in range(size)]
-        return entries if keep else [replace(entry, counts={}) for entry in entries]
-
-    return statistics.median(each_us(store.write, [batch()], rounds=1) for _ in range(60))
+def transaction_us(store: SqliteStore, size: int) -> tuple[float, float]:
+    """CPU microseconds of one `write` of so many records, with their counts and with none: medians of 60, in turn."""
+    took: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(60):
+        for counted, rounds in took.items():
+            entries: list[Entry] = [entry_of(made(number)) for number in range(size)]
+            if not counted:
+                entries = [replace(entry, counts={}) for entry in entries]
+            began = time.thread_time()
+            store.write(entries)
+            rounds.append((time.thread_time() - began) * 1e6)
+    return statistics.median(took[True]), statistics.median(took[False])
 
 
 def throughput(folder: Path) -> None:

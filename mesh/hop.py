@@ -229,7 +229,13 @@ class Hop:
             propensity=propensity,
         )
         self.record.attempts.append(record)
-        call = Call(messages=messages, max_tokens=quote.max_tokens, params=params, timeouts=timeouts)
+        call = Call(
+            messages=messages,
+            max_tokens=quote.max_tokens,
+            params=params,
+            timeouts=timeouts,
+            seed=self._run.request.seed,
+        )
         return await self._called(spec, endpoint, call, reservation, record, stream=stream)
 
     async def _called(
@@ -358,14 +364,14 @@ class Hop:
         refused = error is not None and (error.upstream_status or 0) >= HTTP_ERRORS and not progress.text
         free = refused or not progress.sent
         # A usage record in the middle of a call that then failed may be a running one.
-        whole = progress.usage is not None and record.status is AttemptStatus.OK
-        usage = Usage() if free else progress.usage if whole else _estimate(spec, call, progress)
+        reported = progress.usage if record.status is AttemptStatus.OK else None
+        usage = Usage() if free else reported or _estimate(spec, call, progress)
         prices = spec.prices
         cost_nusd = prices.cost_nusd(usage) if prices else 0
         record.run_us = max(0, ended_us - began_us - progress.queue_us - progress.transport_us)
         record.first_token_us = progress.first_token_us
         record.usage, record.cost_nusd = usage, cost_nusd
-        record.estimated = not free and not whole
+        record.estimated = not free and reported is None
         record.overrun_nusd = max(0, cost_nusd - reservation.amount.nusd)
         self.queue_us += progress.queue_us
         self.transport_us += progress.transport_us

@@ -7,6 +7,7 @@ import unicodedata
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from mesh.node import Node, plain
@@ -215,8 +216,7 @@ class Fallback(Validator):
     def judge(self, answer: Answer, request: Request) -> Finding:
         beginning = _folded(answer.text[: OPENING_CHARS * 3])
         starts = (beginning, _after_opening(beginning))
-        for index, phrase in enumerate(self.phrases):
-            folded = _folded(phrase)
+        for index, folded in enumerate(_all_folded(self.phrases)):
             if any(_begins(start, folded) for start in starts) and folded not in _folded(request.text):
                 return Finding(Cause.FALLBACK_PHRASE, {"fallback_phrase": index})
         return PASSED
@@ -244,6 +244,12 @@ class Checks(Validator):
 
     def describe(self) -> dict[str, Any]:
         return {**Node.describe(self), "validators": [validator.describe() for validator in self.validators]}
+
+
+@cache
+def _all_folded(phrases: tuple[str, ...]) -> tuple[str, ...]:
+    """Folding costs more than comparing, and a node's phrases never change."""
+    return tuple(map(_folded, phrases))
 
 
 OPENING_CHARS: Final = 40  # "Thank you for your question." is one; a sentence that answers is longer or comes alone

@@ -101,3 +101,11 @@ def test_times_add_up_in_every_traversal(seed):
         assert (
             traversal.nodes_us + traversal.edges_us + traversal.ingress_us + traversal.egress_us == traversal.total_us
         )
+
+
+def test_langgraph_enters_a_graph_at_its_first_stage_without_a_task_for_start():
+    """The short cut in `stages._started` holds for the LangGraph that is installed."""
+    from mesh.engine.stages import Compiled
+
+    running = Compiled(cascade().build(), Form.STAGED)._langgraph
+    assert "__start__" not in running.nodes

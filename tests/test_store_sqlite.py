@@ -17,6 +17,7 @@ import pytest
 
 from mesh.errors import RequestError, StoreError
 from mesh.store import sqlite as store_sqlite
+from mesh.store.counts import Series
 from mesh.store.protocol import Filter, Place, Retention, entry_of
 from mesh.store.sqlite import SqliteStore
 from mesh.testing import traversals as samples
@@ -259,6 +260,27 @@ def test_an_older_schema_is_migrated_while_an_older_replica_goes_on_writing(stor
     assert len(ids(newer)) == len(ids(store)) == 3
     assert newer._writing.execute("PRAGMA user_version").fetchone() == (len(store_sqlite.MIGRATIONS),)
     newer.close()
+
+
+def test_a_store_from_before_the_counters_gets_them_and_keeps_its_records(tmp_path, monkeypatch):
+    with monkeypatch.context() as before:
+        before.setattr(store_sqlite, "MIGRATIONS", store_sqlite.MIGRATIONS[:1])
+        older = SqliteStore(tmp_path)
+        older._writing.executemany(store_sqlite._UPSERT, [store_sqlite._row(entry_of(at(1)))])
+        assert older._writing.execute("PRAGMA user_version").fetchone() == (1,)
+    newer = SqliteStore(tmp_path)
+    assert newer.counters() == {}  # they count from here on
+    put(newer, at(2))
+    older._writing.executemany(store_sqlite._UPSERT, [store_sqlite._row(entry_of(at(3)))])
+    assert newer.counters()[Series("requests", ("g", "error", "none"))] == 1
+    assert len(ids(newer)) == 3
+    older.close()
+    newer.close()
+
+
+def test_looking_for_known_records_does_not_scan_the_table(store):
+    plan = " ".join(row[-1] for row in store._writing.execute(f"EXPLAIN QUERY PLAN {store_sqlite._KNOWN}", ("[]",)))
+    assert "SEARCH traversal USING INDEX" in plan, plan
 
 
 def test_processes_that_open_a_new_store_together_all_succeed(tmp_path):

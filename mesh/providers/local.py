@@ -13,6 +13,7 @@ from mesh.providers.stream import Item, Reader, typed
 from mesh.units import US_PER_S, time_text
 from mesh.vocabulary import AttemptStatus, Capability, Cause
 
+SEEDS: Final = 2**31  # the engine's own range
 READY_LIMIT_US: Final = 30_000_000  # loading included
 
 
@@ -96,4 +97,10 @@ def _body(spec: ModelSpec, call: Call) -> Item:
     if call.params.get("tools") and Capability.TOOLS not in spec.capabilities:
         why = 'the tier has no tools: say capabilities = [..., "tools"] if its chat template knows them'
         raise ProviderError(AttemptStatus.UNAVAILABLE, Cause.UPSTREAM_REJECTED, why, 400)
-    return {**call.params, "messages": [dict(message) for message in call.messages], "max_tokens": call.max_tokens}
+    seed = call.seed % SEEDS
+    return {
+        "seed": seed,
+        **call.params,
+        "messages": [dict(message) for message in call.messages],
+        "max_tokens": call.max_tokens,
+    }

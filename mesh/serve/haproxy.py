@@ -36,7 +36,7 @@ ONLY_ENV: Final = "MESH_ONLY_APP"
 _MARK: Final = "# mesh: HAProxy with its configuration mended"
 
 _EDIT: Final = r"""
-BEGIN { away = "status 503 content-type application/json file " pages "/503.json hdr retry-after 1" }
+BEGIN { away = "status 503 content-type application/json file \"" pages "/503.json\" hdr retry-after 1" }
 /^[a-z]/ { section = $1 " " $2 }
 $1 == "bind" && (section == "frontend prometheus" || section == "listen stats") {
   print "    bind " stats ":" port($2); closed++; next
@@ -49,7 +49,7 @@ $1 == "bind" && section == "frontend http_frontend" {
   stripped++; next
 }
 $1 == "stats" && $2 == "socket" { owned += sub(/ mode 666 /, " mode 600 ") }
-$1 == "errorfile" && $2 ~ /^50[234]$/ { $0 = "    errorfile " $2 " " pages "/" $2 ".http" }
+$1 == "errorfile" && $2 ~ /^50[234]$/ { $0 = "    errorfile " $2 " \"" pages "/" $2 ".http\"" }
 only && section == "backend default_backend" && /return status 404/ { print "    http-request return " away; next }
 { print }
 function port(address) { return substr(address, match(address, /:[0-9]+$/) + 1) }

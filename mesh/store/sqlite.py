@@ -94,11 +94,12 @@ _UPSERT: Final = (
     f"INSERT INTO traversal ({', '.join(_WRITTEN)}) VALUES ({', '.join('?' * len(_WRITTEN))}) "
     f"ON CONFLICT (request_id) DO UPDATE SET {', '.join(f'{c} = excluded.{c}' for c in _WRITTEN if c != 'request_id')}"
 )
-# In SQLite an integer sum that overflows becomes a float, and `min` takes the limit: a full counter stops, no write does.
+# An integer sum that overflows becomes a float in SQLite, and `min` takes the limit: the counter stops, no write does.
 _COUNT: Final = (
     "INSERT INTO counter (metric, labels, value) VALUES (?, ?, ?) "
     f"ON CONFLICT (metric, labels) DO UPDATE SET value = min(value + excluded.value, {MAX_COUNT})"
 )
+_KNOWN: Final = "SELECT request_id, record FROM traversal WHERE request_id IN (SELECT value FROM json_each(?))"
 _NEWEST: Final = "ORDER BY started_us DESC, request_id DESC"
 
 
@@ -369,8 +370,7 @@ def _row(entry: Entry) -> tuple[Any, ...]:
 def _known(db: Connection, entries: Sequence[Entry]) -> dict[str, bytes]:
     """The records that a batch replaces, by request id. Hardly ever one."""
     ids = orjson.dumps([entry.summary.request_id for entry in entries]).decode()
-    query = "SELECT request_id, record FROM traversal WHERE request_id IN (SELECT value FROM json_each(?))"
-    return {request_id: zlib.decompress(body) for request_id, body in db.execute(query, (ids,))}
+    return {request_id: zlib.decompress(body) for request_id, body in db.execute(_KNOWN, (ids,))}
 
 
 def _counted(counts: Counts) -> list[tuple[str, str, int]]:

@@ -1,6 +1,7 @@
 """`serve run` as a subprocess on ports and folders of its own, and nothing of it left afterwards."""
 
 import contextlib
+import http.client
 import json
 import os
 import shutil
@@ -83,7 +84,7 @@ class Served:
                 return reply.status, reply.read()
         except urllib.error.HTTPError as error:
             return error.code, error.read()
-        except OSError:
+        except (OSError, http.client.HTTPException):
             return 0, b""
 
     def json(self, path: str, headers: Mapping[str, str] | None = None) -> Any:

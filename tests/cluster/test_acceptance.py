@@ -66,7 +66,7 @@ def command(mesh: Served, *arguments: str) -> str:
     return done.stdout
 
 
-def record_of(mesh: Served, reply) -> dict:
+def record_of(mesh, reply):
     return mesh.json(f"/mesh/traversals/{reply.model_extra['mesh']['request_id']}")
 
 
@@ -161,7 +161,7 @@ def test_a_traversal_of_one_replica_is_read_from_any_within_a_second(mesh):
 
 
 def test_over_a_thousand_mixed_requests_every_traversal_adds_up(mesh):
-    def body(number: int) -> dict:
+    def body(number):
         if number % 50 == 0:
             return {"model": "static", "messages": [{"role": "user", "content": "Say yes."}], "max_tokens": 8}
         if number % 3 == 0:
@@ -169,7 +169,7 @@ def test_over_a_thousand_mixed_requests_every_traversal_adds_up(mesh):
             return {"model": "quickstart", "messages": [{"role": "user", "content": f"soon {number}"}], "mesh": hints}
         return {"model": "quickstart", "messages": [{"role": "user", "content": f"What is {number} + {number}?"}]}
 
-    def send(number: int) -> str:
+    def send(number):
         data = json.dumps(body(number)).encode()
         headers = {"content-type": "application/json", "x-request-id": "all-the-same"}
         request = urllib.request.Request(f"{mesh.base_url}/v1/chat/completions", data, headers)
@@ -214,7 +214,7 @@ def test_a_canary_is_found_neither_in_the_store_nor_in_logs_nor_in_spans(mesh, u
 
 
 def test_after_the_kill_of_a_replica_only_its_own_requests_fail_and_two_are_back_soon(mesh):
-    def one(number: int) -> int:
+    def one(number):
         data = json.dumps({"model": "quickstart", "messages": [{"role": "user", "content": f"What is {number} + 1?"}]})
         request = urllib.request.Request(
             f"{mesh.base_url}/v1/chat/completions", data.encode(), {"content-type": "application/json"}
