@@ -25,7 +25,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@echo "[2/3] $(VENV): uv, the installer"
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@echo "[3/3] $(VENV): the packages of constraints.txt (the first time 330 MB to download)"
-	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --constraint constraints.txt --editable '.[dev]'
+	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 # The flag keeps Ray's own processes on loopback; it is read when ray is imported, so no module can set it in time.

@@ -216,7 +216,10 @@ class Fallback(Validator):
     def judge(self, answer: Answer, request: Request) -> Finding:
         beginning = _folded(answer.text[: OPENING_CHARS * 3])
         starts = (beginning, _after_opening(beginning))
-        for index, folded in enumerate(_all_folded(self.phrases)):
+        phrases = _all_folded(self.phrases)
+        if not any(start.startswith(phrases) for start in starts):
+            return PASSED  # nearly every answer
+        for index, folded in enumerate(phrases):
             if any(_begins(start, folded) for start in starts) and folded not in _folded(request.text):
                 return Finding(Cause.FALLBACK_PHRASE, {"fallback_phrase": index})
         return PASSED

@@ -238,7 +238,7 @@ class Api:
 
 def _meta(call: ChatCall, headers: Mapping[str, str]) -> Meta:
     """What the headers say of a request. The client's own id is kept, never used as ours."""
-    client_id = headers.get("x-request-id")
+    client_id = None if "x-mesh-minted-id" in headers else headers.get("x-request-id")
     retries = headers.get("x-stainless-retry-count", "0")
     parent = headers.get("traceparent", "")
     return Meta(

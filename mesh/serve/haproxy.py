@@ -6,7 +6,10 @@ with it. Ours is a shell script that edits the file and becomes HAProxy. What it
 - statistics and metrics listen on loopback instead of on all interfaces;
 - `x-request-timeout-seconds` and `x-request-disconnect-disabled` are taken off requests: by the first a client gets
   Serve's own 408, by the second its work goes on after it has left, and is paid for;
+- a request without an id of its client's gets one by the template; it is marked, so that nobody takes it for theirs;
 - the admin socket belongs to its owner instead of to every user of the machine;
+- request bodies are not spliced: HAProxy 2.8 splices a body that comes apart from its head, as most HTTP clients send
+  it, and from then on does not look whether the client is still there, whatever `option abortonclose` says;
 - errors get a body in OpenAI's shape instead of plain text; while we start or drain, requests get 503 instead of 404;
 - HAProxy ends with the process that started it;
 - on a Ray of our own, HAProxy alone listens on the address that was asked for, and the replicas stay on loopback.
@@ -45,10 +48,13 @@ $1 == "bind" && section == "frontend http_frontend" {
   if (front != "" && $2 ~ /^127\.0\.0\.1:/) print "    bind " front ":" port($2); else print
   print "    http-request del-header x-request-timeout-seconds"
   print "    http-request del-header x-request-disconnect-disabled"
+  print "    http-request del-header x-mesh-minted-id"
+  print "    http-request set-header x-mesh-minted-id 1 if !{ req.hdr(x-request-id) -m found }"
   if (only) print "    http-response return " away " if { status 404 } { res.hdr(content-type) -m beg text/plain }"
   stripped++; next
 }
 $1 == "stats" && $2 == "socket" { owned += sub(/ mode 666 /, " mode 600 ") }
+$1 == "option" && $2 ~ /^splice-(request|auto)$/ { next }
 $1 == "errorfile" && $2 ~ /^50[234]$/ { $0 = "    errorfile " $2 " \"" pages "/" $2 ".http\"" }
 only && section == "backend default_backend" && /return status 404/ { print "    http-request return " away; next }
 { print }

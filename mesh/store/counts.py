@@ -6,6 +6,7 @@ retention take nothing away, and nothing is counted twice or without its record.
 
 from bisect import bisect_left
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from mesh.vocabulary import Kind
@@ -57,10 +58,16 @@ def counts_of(record: Mapping[str, Any], before: Mapping[str, Any] | None = None
         known = _work(before)
         counts = {series: more for series, count in counts.items() if (more := count - known.get(series, 0)) > 0}
         cost_nusd -= before["cost_nusd"]
-    counts[Series(COST_NUSD, (record["graph"], _model(record)))] = max(0, cost_nusd)
+    counts[_series(COST_NUSD, (record["graph"], _model(record)))] = max(0, cost_nusd)
     if before is None or _ending(record) != _ending(before):
         counts |= _end(record)
     return counts
+
+
+@lru_cache(maxsize=4_096)
+def _series(metric: str, labels: tuple[str, ...]) -> Series:
+    """The same object for the same series: a batch would else hold thousands, for the collector to look through."""
+    return Series(metric, labels)
 
 
 def bucket(metric: str) -> str:
@@ -94,13 +101,13 @@ def _work(record: Mapping[str, Any]) -> Counts:
     graph = record["graph"]
     for hop in record["hops"]:
         if hop["kind"] != Kind.END:
-            series = Series(HOPS, (graph, hop["node"], hop["outcome"]))
+            series = _series(HOPS, (graph, hop["node"], hop["outcome"]))
             counts[series] = counts.get(series, 0) + 1
         for attempt in hop["attempts"]:
             used = attempt["tokens"]
             for kind in TOKEN_KINDS:
                 if tokens := used[kind]:
-                    series = Series(TOKENS, (kind,))
+                    series = _series(TOKENS, (kind,))
                     counts[series] = counts.get(series, 0) + tokens
     return counts
 
@@ -109,7 +116,7 @@ def _end(record: Mapping[str, Any]) -> Counts:
     """One request and its times."""
     graph = record["graph"]
     return {
-        Series(REQUESTS, (graph, record["outcome"], _model(record))): 1,
+        _series(REQUESTS, (graph, record["outcome"], _model(record))): 1,
         **_timed(REQUEST_US, REQUEST_BOUNDS_US, graph, _active_us(record)),
         **_timed(OVERHEAD_US, OVERHEAD_BOUNDS_US, graph, overhead_us(record)),
     }
@@ -123,4 +130,4 @@ def _timed(metric: str, bounds_us: tuple[int, ...], graph: str, us: int) -> Coun
     """
     at = bisect_left(bounds_us, us)
     upper = str(bounds_us[at]) if at < len(bounds_us) else BEYOND
-    return {Series(bucket(metric), (graph, upper)): 1, Series(metric, (graph,)): us}
+    return {_series(bucket(metric), (graph, upper)): 1, _series(metric, (graph,)): us}

@@ -143,12 +143,13 @@ class Echo:
         }
 
     async def _slow(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
-        """One line every tenth of a second; notes whether it was let to its end."""
-        count = int(dict(pair.split("=") for pair in scope["query_string"].decode().split("&"))["n"])
+        """One line every tenth of a second, or `pause_s`; notes whether it was let to its end."""
+        asked = dict(pair.split("=") for pair in scope["query_string"].decode().split("&"))
+        count, pause_s = int(asked["n"]), float(asked.get("pause_s", 0.1))
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
         try:
             for number in range(count):
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(pause_s)
                 await send({"type": "http.response.body", "body": b"%d\n" % number, "more_body": True})
         except asyncio.CancelledError:
             self._note("cancelled")

@@ -2,8 +2,10 @@
 
 import pickle
 import re
+import socket
 import subprocess
 import time
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +145,22 @@ def test_work_ends_when_its_client_leaves_even_if_it_asked_otherwise(up):
     assert status == 0
     events = until(lambda: [event for event in up.events()[before:] if event.startswith("cancelled")], limit_s=3)
     assert len(events) == 1
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["in one write", "body apart from head"])
+def test_silent_work_ends_within_a_second_of_its_client_s_leaving(up, apart):
+    """Nothing is written meanwhile that could fail: HAProxy must see the closing itself."""
+    before = len(up.events())
+    head = b"POST /slow?n=1&pause_s=8 HTTP/1.1\r\nhost: mesh\r\ncontent-length: 2\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", urllib.parse.urlsplit(up.base_url).port)) as client:
+        if apart:
+            client.sendall(head)
+            time.sleep(0.1)
+            client.sendall(b"{}")
+        else:
+            client.sendall(head + b"{}")
+        time.sleep(0.4)
+    assert until(lambda: [event for event in up.events()[before:] if event.startswith("cancelled")], limit_s=1)
 
 
 def test_a_placed_tier_streams_its_items_in_order_over_the_handle(up):
