@@ -24,6 +24,7 @@ class Lazy:
 
 COMMANDS: Final[Mapping[str, Lazy]] = {
     "ask": Lazy("mesh.cli.ask", "Ask a graph one question, in this process."),
+    "models": Lazy("mesh.cli.models", "List the tiers: prices, limits, and which can be called."),
     "traces": Lazy("mesh.cli.traces", "List traversals, newest first."),
     "trace": Lazy("mesh.cli.trace", "Show one traversal: its route, where time and money went, and why."),
 }
