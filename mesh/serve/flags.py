@@ -4,6 +4,7 @@ Ray reads them when its processes start, so the builder sets them as defaults be
 already has its own: `ray_cluster.yaml` and `deploy/` set the same names in their start commands.
 """
 
+import asyncio
 import os
 import socket
 from collections.abc import Iterable, Mapping, MutableMapping
@@ -66,7 +67,7 @@ def set_defaults(environ: MutableMapping[str, str], run: str, wrapper: str | Non
     if wrapper is None:
         environ["RAY_SERVE_ENABLE_HA_PROXY"] = "0"
         return
-    environ.setdefault(BINARY_FLAG, wrapper)
+    environ[BINARY_FLAG] = wrapper  # which becomes the one that the user chose, if any
     for name, file in _FOLDERS.items():
         environ.setdefault(name, str(Path(run, file)))
     taken: set[int] = set()
@@ -128,9 +129,9 @@ def serving_flags() -> list[Flag]:
 
 
 def flags_in_effect() -> list[str]:
-    """What is wrong with the flags, one line each, for `/ready`. Call it in a replica. Empty if all is well."""
+    """What is wrong with the flags, one line each, for `/ready`. Empty if all is well. Call it on a replica's loop."""
     found = [flag.problem() for flag in serving_flags()]
-    found += [_niceness_problem(), _wrapper_problem(), auth_state().problem()]
+    found += [_niceness_problem(), _loop_problem(), _wrapper_problem(), auth_state().problem()]
     return [problem for problem in found if problem is not None]
 
 
@@ -141,6 +142,18 @@ def _niceness_problem() -> str | None:
     if mine <= parent or asked not in (None, "0"):
         return None
     return f"Replicas run at niceness {mine}, their raylet at {parent}; set RAY_worker_niceness=0 before Ray starts."
+
+
+def _loop_problem() -> str | None:
+    """Serve makes its sockets so that asyncio's own loop leaves Nagle's algorithm on: each reply waits 40 ms."""
+    if event_loop() == "uvloop":
+        return None
+    return "Replicas run on asyncio's own loop, where each reply waits 40 ms; install uvloop and unset RAY_USE_UVLOOP."
+
+
+def event_loop() -> str:
+    """The package of the running loop: `uvloop` or `asyncio`."""
+    return type(asyncio.get_running_loop()).__module__.partition(".")[0]
 
 
 def _wrapper_problem() -> str | None:

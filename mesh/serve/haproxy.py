@@ -8,8 +8,8 @@ with it. Ours is a shell script that edits the file and becomes HAProxy. What it
   Serve's own 408, by the second its work goes on after it has left, and is paid for;
 - a request without an id of its client's gets one by the template; it is marked, so that nobody takes it for theirs;
 - the admin socket belongs to its owner instead of to every user of the machine;
-- request bodies are not spliced: HAProxy 2.8 splices a body that comes apart from its head, as most HTTP clients send
-  it, and from then on does not look whether the client is still there, whatever `option abortonclose` says;
+- `option splice-request` is taken out: with it HAProxy 2.8 no longer reads from a client whose body came apart from its
+  head, as most HTTP libraries send it, and so overlooks its leaving in spite of `option abortonclose`;
 - errors get a body in OpenAI's shape instead of plain text; while we start or drain, requests get 503 instead of 404;
 - HAProxy ends with the process that started it;
 - on a Ray of our own, HAProxy alone listens on the address that was asked for, and the replicas stay on loopback.

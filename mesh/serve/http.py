@@ -1,6 +1,7 @@
 """Plain ASGI: reading a bounded body, and sending JSON and server-sent events. No framework on the hot path."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any, TypeAlias
 
@@ -18,6 +19,8 @@ SSE_HEADERS = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 )
+DISCARD_S = 5.0
+DISCARD_BYTES = 256 * 1024**2
 BODY_GAP_S = 30.0  # a client that sends nothing of its body for so long is let go
 
 
@@ -34,24 +37,42 @@ async def read_body(receive: Receive, headers: Mapping[str, str], max_bytes: int
     """
     declared = headers.get("content-length", "")
     if declared.isdigit() and int(declared) > max_bytes:
+        await _discard(receive)
         raise _too_large(int(declared), max_bytes)
     chunks: list[bytes] = []
-    size = 0
-    while True:
-        try:
-            event = await (receive() if not chunks else asyncio.wait_for(receive(), BODY_GAP_S))
-        except TimeoutError as error:
-            problem = f"No byte of the body came for {BODY_GAP_S:.0f} s. Send the request again, faster."
-            raise RequestError(problem, None, "body_timeout") from error
-        if event["type"] == "http.disconnect":
-            raise ClientGoneError
-        chunk = event.get("body", b"")
+    size, more = 0, True
+    while more:
+        chunk, more = await _next(receive)
         size += len(chunk)
         if size > max_bytes:
+            await _discard(receive)
             raise _too_large(size, max_bytes)
-        if not event.get("more_body", False):
-            return b"".join([*chunks, chunk]) if chunks else chunk
         chunks.append(chunk)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+async def _next(receive: Receive) -> tuple[bytes, bool]:
+    """The next piece of the body, and whether there is more."""
+    try:
+        async with asyncio.timeout(BODY_GAP_S):
+            event = await receive()
+    except TimeoutError as error:
+        problem = f"No byte of the body came for {BODY_GAP_S:.0f} s. Send the request again, faster."
+        raise RequestError(problem, None, "body_timeout") from error
+    if event["type"] == "http.disconnect":
+        raise ClientGoneError
+    return event.get("body", b""), event.get("more_body", False)
+
+
+async def _discard(receive: Receive) -> None:
+    """Read on and throw away, within bounds: a client that still sends would not see why it was refused."""
+    discarded = 0
+    with contextlib.suppress(TimeoutError, RequestError, ClientGoneError):
+        async with asyncio.timeout(DISCARD_S):
+            more = True
+            while more and discarded < DISCARD_BYTES:
+                chunk, more = await _next(receive)
+                discarded += len(chunk)
 
 
 def _too_large(size: int, max_bytes: int) -> RequestError:

@@ -16,7 +16,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from mesh.serve.board import Board
-from mesh.serve.flags import flags_in_effect
+from mesh.serve.flags import event_loop, flags_in_effect
 from mesh.serve.placed import HandleEngine, named
 from mesh.serve.sockets import is_loopback
 
@@ -152,10 +152,9 @@ IngressDeployment: Final[serve.Deployment] = serve.deployment(
 
 def _state() -> str:
     """What this replica runs with, in a few words."""
-    loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
     problems = flags_in_effect()
     shown = " ".join(problems) if problems else "all flags in effect"
-    return f"{loop}, niceness {os.getpriority(os.PRIO_PROCESS, 0)}, {shown}"
+    return f"{event_loop()}, niceness {os.getpriority(os.PRIO_PROCESS, 0)}, {shown}"
 
 
 async def _widest_host(asked: str) -> str:

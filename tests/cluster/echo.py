@@ -76,10 +76,6 @@ class EchoEngine:
         return None
 
 
-def broken_engine(settings: dict[str, Any]) -> EchoEngine:
-    raise RuntimeError("the weights are not a model")
-
-
 def refusing_engine(settings: dict[str, Any]) -> EchoEngine:
     raise ConfigError("small", "has no weights.", "Give a path.")
 

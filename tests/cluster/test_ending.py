@@ -64,8 +64,7 @@ def test_a_second_signal_ends_everything_at_once(served):
 @pytest.mark.parametrize(
     ("env", "said"),
     [
-        ({"ECHO_FAILS": "raise"}, "the echo was told to fail"),
-        ({"ECHO_ENGINE": "broken_engine"}, "the weights are not a model"),
+        ({"ECHO_FAILS": "raise"}, "ingress could not start:"),
         ({"ECHO_ENGINE": "refusing_engine"}, "tier-small could not start:\n  small: has no weights. Give a path."),
     ],
 )
@@ -107,12 +106,9 @@ def ran(*args: str, cwd=ROOT) -> subprocess.CompletedProcess[str]:
     ("args", "said"),
     [
         ((APP, "replica=2"), "'replica' is not one of them. Did you mean 'replicas'?"),
-        ((APP, "replicas=many"), "replicas='many': input should be a valid integer"),
         ((APP, "config=/nowhere/mesh.toml"), "config: no file at /nowhere/mesh.toml."),
         ((APP, "host=elsewhere"), "host elsewhere: is not an address."),
         (("mesh.serve:app", "graphs=tests.cluster.echo"), "has 2 graphs (graph, second). Name one"),
-        (("mesh.serve:app", "graphs=tests.cluster.ech:graph"), "no module 'tests.cluster.ech'"),
-        (("mesh.serve:app", "graphs=tests.cluster.echo:grap"), "Did you mean 'graph'?"),
         (("mesh.serve:app", "graphs=tests.cluster.echo:graph,tests.cluster.echo:app"), "the name of two graphs"),
     ],
 )
