@@ -4,16 +4,16 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from budgets.account import NOTHING, Account, Amount
+from benchmarks.worlds import Asking, World
+from budgets.account import NOTHING, Account, Amount, Balance
 from budgets.cap import Limits
 from budgets.ledger import Reservation, Settlement
 from budgets.memory import MemoryLedger
-from benchmarks.worlds import Asking, World
 from mesh.clock import seeded
 from mesh.providers.scripted import Bill
 from mesh.trace import AttemptRecord, HopRecord, Traversal, path_text
 from mesh.units import US_PER_S
-from mesh.vocabulary import CANCELLED, CAPPED, CUT, END, FAULT, START, Ended, Kind, Scope
+from mesh.vocabulary import CANCELLED, CAPPED, CUT, FAULT, START, Ended, Joined, Kind
 
 ALWAYS_POSSIBLE = frozenset({CANCELLED, CAPPED, CUT, FAULT, "planned", "over_deadline"})
 LATE_US = 20_000  # what the ledger's own waits may add to a deadline that a call has used to its end
@@ -41,6 +41,7 @@ class AuditedLedger:
     live: dict[str, Reservation] = field(default_factory=dict)
     settled: dict[str, Amount] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
+    immediate: bool = False
 
     async def reserve(self, reservation_id: str, amount: Amount, accounts: tuple[Account, ...]) -> Reservation:
         await self._wait(reservation_id, "asked")
@@ -73,7 +74,7 @@ class AuditedLedger:
         self._closed(reservation, NOTHING)
         self.settled[reservation.id] = NOTHING
 
-    async def balance(self, account: Account) -> object:
+    async def balance(self, account: Account) -> Balance:
         return await self.inner.balance(account)
 
     async def finish(self, account: Account) -> None:
@@ -123,9 +124,7 @@ class Audit:
         self.problems += [f"reservation {name} is still held" for name in self.ledger.live]
         tenants = [page for name, page in self.ledger.pages.items() if name.startswith("tenant:")]
         settled = sum((page.settled for page in tenants), NOTHING)
-        traced = Amount(
-            sum(t.cost_nusd for t in traversals), sum(t.input_tokens + t.output_tokens for t in traversals)
-        )
+        traced = Amount(sum(t.cost_nusd for t in traversals), sum(t.input_tokens + t.output_tokens for t in traversals))
         if settled != traced:
             self.problems.append(f"the ledger settled {settled}, the traversals say {traced}")
         if any(page.reserved != NOTHING for page in self.ledger.pages.values()):
@@ -160,7 +159,7 @@ def _shape(audit: Audit, asking: Asking, traversal: Traversal) -> Iterator[str]:
     ends = [hop for hop in hops if hop.kind is Kind.END]
     if len(ends) != (traversal.outcome is not Ended.CANCELLED) or (ends and hops[-1] is not ends[0]):
         yield f"{len(ends)} hops END"
-    extra = sum(_arrived(hop) - 1 for hop in hops if hop.kind is Kind.JOIN)
+    extra = sum(_edges_into(hop) - 1 for hop in hops if hop.kind is Kind.JOIN)
     edges = sum(len(hop.edges) for hop in hops)
     if edges != len(hops) + extra:
         yield f"{edges} edges, {len(hops)} hops, {extra} extra edges into joins"
@@ -168,11 +167,9 @@ def _shape(audit: Audit, asking: Asking, traversal: Traversal) -> Iterator[str]:
         yield from _walked(audit, hop, by_path)
 
 
-def _arrived(join: HopRecord) -> int:
-    """How many edges a join has: its arrived branches, and a decider that came from elsewhere."""
-    sources = {(edge.source, edge.on) for edge in join.edges}
-    arrived = int(join.state["arrived"])
-    return arrived if len(sources) <= arrived and join.outcome != "short" else max(arrived, len(join.edges))
+def _edges_into(join: HopRecord) -> int:
+    """How many edges a join has: one from each branch that arrived, and where none can any more, from the last lost."""
+    return int(join.state["arrived"]) + (join.outcome == Joined.SHORT)
 
 
 def _walked(audit: Audit, hop: HopRecord, by_path: Mapping[tuple[int, ...], HopRecord]) -> Iterator[str]:
@@ -238,15 +235,17 @@ def _call(audit: Audit, attempt: AttemptRecord, name: str) -> Iterator[str]:
         yield f"overrun {attempt.overrun_nusd} nusd, by its reservation {max(0, cost_nusd - attempt.reserved_nusd)}"
     if audit.ledger.settled.get(name) != Amount(attempt.cost_nusd, attempt.usage.total):
         yield f"the ledger has {audit.ledger.settled.get(name)}, the trace {attempt.cost_nusd} nusd"
-    bill = audit.bills.get(name)
+    yield from _billed(audit, attempt, audit.bills.get(name))
+
+
+def _billed(audit: Audit, attempt: AttemptRecord, bill: Bill | None) -> Iterator[str]:
     if bill is None:
         if attempt.usage.total:
             yield f"never reached the provider and is charged {attempt.usage}"
-    elif not attempt.estimated:
-        if bill.usage != attempt.usage:
-            yield f"billed {bill.usage}, booked {attempt.usage}"
-    else:
+    elif attempt.estimated:
         yield from _estimate(attempt, bill, told=not any(bill.usage is own for own in audit.world.own_bills))
+    elif bill.usage != attempt.usage:
+        yield f"billed {bill.usage}, booked {attempt.usage}"
 
 
 def _estimate(attempt: AttemptRecord, bill: Bill, *, told: bool) -> Iterator[str]:
@@ -286,5 +285,3 @@ def _limits(audit: Audit, asking: Asking) -> Limits:
     hints = asking.hints
     latency_us = None if hints.latency_ms is None else hints.latency_ms * 1_000
     return Limits.of(audit.world.graph.cap).narrowed(cost_nusd=hints.max_cost_nusd, time_us=latency_us)
-
-

@@ -102,7 +102,7 @@ def world_of(seed: int, *, requests: int = 12) -> World:
     rng = random.Random(f"world:{seed}")
     shares_slots = rng.random() < 0.3
     tiers = {name: _tier(rng, name, rank, limited=shares_slots) for rank, name in enumerate(TIERS)}
-    fault = rng.choice([0.0, 0.1, 0.3, 0.6])
+    fault = rng.choice([0.0, 0.05, 0.2, 0.5])
     return World(
         seed=seed,
         graph=_Drawing(rng).graph(f"g{seed}"),
@@ -127,7 +127,7 @@ def _tier(rng: random.Random, name: str, rank: int, *, limited: bool) -> ModelSp
         context_window=rng.choice([1_024, 8_192]),
         max_output_tokens=rng.choice([16, 1_024]),
         default_max_tokens=rng.choice([8, 64, 256]),
-        timeouts=rng.choice([Timeouts(), hasty]),
+        timeouts=rng.choice([Timeouts(), Timeouts(), Timeouts(), hasty]),
         max_concurrent=rng.choice([None, 1, 3]) if limited else None,
     )
 
@@ -347,7 +347,8 @@ class _Drawing:
         rng = self._rng
         size = rng.randint(2, 4)
         veto = rng.choice([(), (), ("invalid",), ("way1", "truncated")])
-        node = Join(rng.choice(["all", "any", rng.randint(1, size)]), veto=veto)
+        need = rng.choice(("all", "any", str(rng.randint(1, size))))
+        node = Join(int(need) if need.isdigit() else need, veto=veto)
         join = self._add("join", node)
         entries = tuple(self._branch(join, depth) for _ in range(size))
         side = [(join, on) for on in sorted(node.outcomes - {"joined"})]

@@ -51,6 +51,11 @@ class Settlement:
 class Ledger(Protocol):
     """Reserve before a call, settle after it. All accounts of a path change together, or none does."""
 
+    @property
+    def immediate(self) -> bool:
+        """Whether no method ever suspends. A cancellation can then not arrive inside one, and no shield is needed."""
+        ...
+
     async def reserve(self, reservation_id: str, amount: Amount, accounts: tuple[Account, ...]) -> Reservation:
         """Hold `amount` on every account, all or nothing. Ids are deterministic: a repeat returns the first one.
 

@@ -21,6 +21,8 @@ class _Book:
 class MemoryLedger:
     """Every step is synchronous between awaits, so concurrent traversals of one event loop cannot interleave in it."""
 
+    immediate = True
+
     def __init__(self) -> None:
         self._books: dict[str, _Book] = {}
         self._live: dict[str, Reservation] = {}

@@ -4,7 +4,7 @@ The door asks this again right before the wire, whatever chose the tier: no fall
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mesh.catalogue import Endpoint, ModelSpec
@@ -34,6 +34,9 @@ def candidate_endpoints(
     spec = run.door.catalogue.get(tier)
     if spec is None or spec.provider not in run.door.providers:
         return None, [Rejection(tier, Reason.NOT_CONFIGURED)]
+    endpoints = tuple(e for e in spec.endpoints if e.weight)  # a weight of 0 switches an endpoint off
+    if not endpoints:
+        return None, [Rejection(tier, Reason.NOT_CONFIGURED)]
     hints = run.request.hints
     if (refused := _refusal(spec, hints, messages, params)) is not None:
         return None, [refused]
@@ -44,8 +47,8 @@ def candidate_endpoints(
     if run.door.tiers.rate_limited(tier):
         return None, [Rejection(tier, Reason.RATE_LIMITED)]
     if hints.region is None:
-        return Candidate(spec, spec.prices, spec.endpoints), []
-    return _in_region(spec, spec.prices, hints.region)
+        return Candidate(spec, spec.prices, endpoints), []
+    return _in_region(Candidate(spec, spec.prices, endpoints), hints.region)
 
 
 def _refusal(spec: ModelSpec, hints: Hints, messages: Sequence[Message], params: Mapping[str, Any]) -> Rejection | None:
@@ -59,17 +62,17 @@ def _refusal(spec: ModelSpec, hints: Hints, messages: Sequence[Message], params:
     return None
 
 
-def _in_region(spec: ModelSpec, prices: Prices, region: str) -> tuple[Candidate | None, list[Rejection]]:
+def _in_region(found: Candidate, region: str) -> tuple[Candidate | None, list[Rejection]]:
     """Endpoints in the region. A local tier is where its caller is; an endpoint of unknown region is out."""
-    if spec.privacy is Privacy.LOCAL:
-        return Candidate(spec, prices, spec.endpoints), []
-    inside = tuple(e for e in spec.endpoints if e.region == region)
+    if found.spec.privacy is Privacy.LOCAL:
+        return found, []
+    inside = tuple(e for e in found.endpoints if e.region == region)
     out = [
-        Rejection(f"{spec.name}/{e.name}", Reason.REGION, {"endpoint": e.region, "asked": region})
-        for e in spec.endpoints
+        Rejection(f"{found.spec.name}/{e.name}", Reason.REGION, {"endpoint": e.region, "asked": region})
+        for e in found.endpoints
         if e.region != region
     ]
-    return (Candidate(spec, prices, inside) if inside else None), out
+    return (replace(found, endpoints=inside) if inside else None), out
 
 
 def needed_capabilities(messages: Sequence[Message], params: Mapping[str, Any]) -> list[Capability]:

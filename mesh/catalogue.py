@@ -85,6 +85,7 @@ class ModelSpec:
             "privacy": self.privacy,
             "rank": self.rank,
             "timeouts": repr(self.timeouts),
+            "template_tokens": self.template_tokens,
             "options": dict(self.options),
         }
 

@@ -6,12 +6,12 @@ the deterministic id `request:path:attempt`.
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from budgets.account import Amount
-from budgets.ledger import Reservation
+from budgets.ledger import Ledger, Reservation
 from mesh.candidates import Candidate, candidate_endpoints
 from mesh.catalogue import Endpoint, ModelSpec, Timeouts
 from mesh.clock import seeded
@@ -23,6 +23,8 @@ from mesh.state import Answer, Signal
 from mesh.tokens import bound_tokens, count_messages, count_text
 from mesh.trace import AttemptRecord, HopRecord, Rejection
 from mesh.vocabulary import CUT, AttemptStatus, Cause, Dimension, Ended, Failure, Reason
+
+T = TypeVar("T")
 
 RETRYABLE = frozenset({AttemptStatus.TIMEOUT, AttemptStatus.UNAVAILABLE, AttemptStatus.RATE_LIMITED})
 FINAL_CAUSES = frozenset({Cause.UPSTREAM_REJECTED, Cause.UPSTREAM_AUTH, Cause.NOT_CONFIGURED})
@@ -112,7 +114,7 @@ class Hop:
             finish_reason=reply.finish_reason,
             tier=tier,
             model_version=reply.model_version or spec.version,
-            usage=self.record.attempts[-1].usage,
+            usage=reply.usage or Usage(),
             logprobs=reply.logprobs,
             rank=spec.rank,
             extra=reply.extra,
@@ -156,7 +158,7 @@ class Hop:
             except ProviderError as error:
                 if run.delivered:
                     raise CallFailed(CUT, Cause.STREAM_CUT) from error
-                wait_us = self._backoff_us(error, attempt)
+                wait_us = self._backoff_us(error, attempt, candidate.spec.timeouts)
                 if attempt == attempts or wait_us is None:
                     raise CallFailed(_outcome(error), error.cause) from error
                 await asyncio.sleep(wait_us / 1_000_000)
@@ -212,13 +214,18 @@ class Hop:
         stream: bool,
     ) -> Reply:
         timeouts = self._timeouts(spec)
-        reservation = await self._reserve(quote)
+        self._run.model_calls_used += 1  # before the wait for the ledger: branches beside this one must see it
+        try:
+            reservation = await self._reserve(quote)
+        except BaseException:
+            self._run.model_calls_used -= 1
+            raise
         if self._run.dry:
-            await self._run.door.ledger.release(reservation)
+            self._run.model_calls_used -= 1
+            await booked(self._run.door.ledger, self._run.door.ledger.release(reservation))
             self.record.reserved_nusd += quote.amount.nusd
             self.note(tier=spec.name, quote_nusd=quote.amount.nusd, quote_tokens=quote.amount.tokens)
             raise Stopped(Ended.PLANNED, Cause.DRY_RUN)
-        self._run.model_calls_used += 1
         record = AttemptRecord(
             model=spec.name,
             model_version=spec.version,
@@ -255,8 +262,9 @@ class Hop:
         provider = run.door.providers[spec.provider]
         sink = self._sink(run.sink, progress) if stream and run.sink is not None else None
         try:
-            await self._enter(spec, call.timeouts)
+            await self._enter(spec, self._fitting(spec.timeouts))
             began_us = self.now_us()
+            call = replace(call, timeouts=self._fitting(spec.timeouts))  # the wait for a slot took its part
             try:
                 reply = await provider.call(reservation, spec, endpoint, call, progress, sink)
             finally:
@@ -274,12 +282,13 @@ class Hop:
             await self._settle(spec, call, reservation, record, progress, began_us, None)
             raise
         record.cause = Cause.REPLIED
+        progress.sent = True
         record.model_version = reply.model_version or spec.version
         progress.usage = reply.usage or progress.usage
         if not progress.text:
             progress.text.append(_said(reply))
         await self._settle(spec, call, reservation, record, progress, began_us, None)
-        return reply
+        return reply if reply.usage is not None else replace(reply, usage=record.usage)
 
     async def _enter(self, spec: ModelSpec, timeouts: Timeouts) -> None:
         """Wait for one of the tier's own slots, no longer than the first token may take."""
@@ -319,11 +328,16 @@ class Hop:
         if self._run.calls_used_up():
             raise Stopped(Ended.CAPPED, Cause.MODEL_CALL_CAP)
         left_us = self._run.left_us()
-        if left_us is None:
-            return spec.timeouts
-        if left_us <= 0:
+        if left_us is not None and left_us <= 0:
             raise CallFailed(Failure.OVER_DEADLINE, Cause.DEADLINE)
-        own = spec.timeouts
+        return self._fitting(spec.timeouts)
+
+    def _fitting(self, own: Timeouts) -> Timeouts:
+        """A tier's timeouts, none longer than what is left now, and none 0: some wires read that as unlimited."""
+        left_us = self._run.left_us()
+        if left_us is None:
+            return own
+        left_us = max(1, left_us)
         return Timeouts(
             connect_us=min(own.connect_us, left_us),
             first_token_us=min(own.first_token_us, left_us),
@@ -335,8 +349,9 @@ class Hop:
         run = self._run
         began_us = self.now_us()
         self._attempts += 1
+        reservation_id = f"{run.id}:{self.path}:{self._attempts}"
         try:
-            return await run.door.ledger.reserve(f"{run.id}:{self.path}:{self._attempts}", quote.amount, run.accounts)
+            return await _held(run.door.ledger, run.door.ledger.reserve(reservation_id, quote.amount, run.accounts))
         except BudgetExceededError as error:
             self.note(
                 scope=error.scope, dimension=error.dimension, asked=error.asked, used=error.used, limit=error.limit
@@ -379,13 +394,13 @@ class Hop:
         self.record.cost_nusd += cost_nusd
         ledger = self._run.door.ledger
         if free:
-            await _shielded(ledger.release(reservation))
+            await booked(ledger, ledger.release(reservation))
         else:
             actual = Amount(cost_nusd, usage.total)
-            await _shielded(ledger.settle(reservation, actual, estimated=record.estimated))
+            await booked(ledger, ledger.settle(reservation, actual, estimated=record.estimated))
         self.reserve_us += self.now_us() - ended_us
 
-    def _backoff_us(self, error: ProviderError, attempt: int) -> int | None:
+    def _backoff_us(self, error: ProviderError, attempt: int, own: Timeouts) -> int | None:
         """How long to wait before the next attempt, with full jitter; None where another attempt cannot help."""
         if error.status not in RETRYABLE or error.cause in FINAL_CAUSES:
             return None
@@ -393,25 +408,49 @@ class Hop:
         if error.retry_after_us is not None:
             wait_us = max(wait_us, error.retry_after_us)
         left_us = self._run.left_us()
-        return None if left_us is not None and wait_us >= left_us else wait_us
+        return None if wait_us >= (own.total_us if left_us is None else min(left_us, own.total_us)) else wait_us
 
 
-async def _shielded(settling: Any) -> None:
-    """Run to the end although the request is cancelled meanwhile."""
-    task = asyncio.ensure_future(settling)
+async def _held(ledger: Ledger, reserving: Coroutine[Any, Any, Reservation]) -> Reservation:
+    """The reservation. If the request is cancelled while it is being held, it is given back."""
+    if ledger.immediate:
+        return await reserving
+    task = asyncio.ensure_future(reserving)
     try:
-        await asyncio.shield(task)
+        return await shielded(task)
     except asyncio.CancelledError:
-        await task
+        if not task.cancelled() and task.exception() is None:
+            await shielded(ledger.release(task.result()))
         raise
+
+
+async def booked(ledger: Ledger, work: Coroutine[Any, Any, T]) -> T:
+    """Run a step of the ledger to its end whatever happens to the request. One that never suspends needs no shield."""
+    return await (work if ledger.immediate else shielded(work))
+
+
+async def shielded(settling: Awaitable[T]) -> T:
+    """Run to the end however often the request is cancelled: its client may go while a join ends its losers."""
+    task = asyncio.ensure_future(settling)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled from task.exception()
+    return task.result()
 
 
 def _estimate(spec: ModelSpec, call: Call, progress: Progress) -> Usage:
     """What was sent and what came, where no last usage record did: the running one, else our own count."""
-    output = max(progress.output_pieces, count_text("".join(progress.text)))
+    most = call.max_tokens * (call.params.get("n") or 1)
+    output = max(progress.output_pieces, min(count_text("".join(progress.text)), most))
     if (running := progress.usage) is not None:
         return replace(running, output=max(running.output, output))
-    return Usage(input=count_messages(call.messages, call.params, spec.template_tokens), output=output)
+    counted = count_messages(call.messages, call.params, spec.template_tokens)
+    return Usage(input=min(counted, spec.context_window), output=output)
 
 
 def _said(reply: Reply) -> str:

@@ -38,10 +38,21 @@ def pinned(
     ):
         derived.add_node(REFUSED_NODE, refuse())
         derived.add_edge(REFUSED_NODE, END)
+    _keep_policies(derived, graph, spec)
     for lane in graph.lanes:
         if kept := [name for name in lane.nodes if name in screens]:
             derived.lane(lane.name, kept, owner=lane.owner, risk=lane.risk, evaluation=lane.evaluation)
     return derived.build()
+
+
+def _keep_policies(derived: Graph, graph: BuiltGraph, spec: ModelSpec) -> None:
+    """Every policy that concerns the tier, so that it is proved of the derived graph too."""
+    for must in graph.must_pass:
+        if _concerns(must, graph, spec):
+            derived.must_pass(must.node, on=must.on, before=spec.name)
+    for never in graph.never:
+        if _concerns(never, graph, spec):
+            derived.never(never.node, on=never.on, reaches=spec.name)
 
 
 def _concerns(rule: MustPass | Never, graph: BuiltGraph, spec: ModelSpec) -> bool:

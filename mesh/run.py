@@ -66,7 +66,6 @@ class Run:
     records: list[HopRecord] = field(default_factory=list)
     ended: Ended | None = None  # set where something other than an edge ended the traversal
     cause: Cause | None = None
-    said: Ended | None = None  # what the last respond node declared
     delivered: bool = False  # a part of the reply has gone out to the client
 
     def now_us(self) -> int:
@@ -93,10 +92,6 @@ class Run:
 
     def calls_used_up(self) -> bool:
         return self.limits.model_calls is not None and self.model_calls_used >= self.limits.model_calls
-
-    def respond(self, ends: Ended, cause: Cause) -> None:
-        """A respond node says how the traversal ends, unless something stronger ends it."""
-        self.said, self.cause = ends, self.cause or cause
 
     def stop(self, ended: Ended, cause: Cause) -> None:
         """End the traversal whatever the edges say. The first to say so wins."""

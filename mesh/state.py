@@ -119,6 +119,7 @@ class State:
     signals: Mapping[str, Signal] = field(default_factory=dict)
     answers: tuple[Answer, ...] = ()
     spoken: Answer | None = None  # what a respond node said; it outranks all answers
+    ends: Ended | None = None  # how the last respond node said that the traversal ends
 
     @property
     def answer(self) -> Answer | None:
@@ -127,11 +128,14 @@ class State:
 
     @property
     def best(self) -> Answer | None:
-        """The answer to give if the traversal ends now: spoken, else unrefuted, else of the highest rank, else last."""
+        """The answer to give if the traversal ends now: spoken, else unrefuted, else of the highest rank, else last.
+
+        What has gone out to the client cannot be taken back: nothing else is the answer then.
+        """
         if self.spoken is not None:
             return self.spoken
-        if not self.answers:
-            return None
+        if not self.answers or self.answers[-1].streamed:
+            return self.answer
         order = {True: 2, None: 1, False: 0}
         return max(enumerate(self.answers), key=lambda item: (order[item[1].valid], item[1].rank, item[0]))[1]
 
@@ -145,22 +149,24 @@ class State:
             answers = (*answers[:-1], replace(answers[-1], valid=valid))
         if verdict.answer is not None:
             answers = (*answers, verdict.answer)
-        return State(self.request, signals, answers, verdict.spoken or self.spoken)
+        return State(self.request, signals, answers, verdict.spoken or self.spoken, verdict.ends or self.ends)
 
     def joined(self, branches: Sequence["State"]) -> "State":
         """This state with what the branches of a fan-out added, in branch order, whatever order they ended in."""
         signals = dict(self.signals)
         answers = list(self.answers)
-        spoken = self.spoken
+        spoken, ends = self.spoken, self.ends
         for branch in branches:
-            signals.update(branch.signals)
+            # What a branch only carried along must not undo what another one found.
+            signals.update((k, v) for k, v in branch.signals.items() if k not in self.signals or v != self.signals[k])
             for index, answer in enumerate(branch.answers):
                 if index >= len(self.answers):
                     answers.append(answer)
                 elif answer.valid is False or answers[index].valid is None:
                     answers[index] = replace(answers[index], valid=answer.valid)
-            spoken = branch.spoken or spoken
-        return State(self.request, signals, tuple(answers), spoken)
+            if branch.spoken is not self.spoken:
+                spoken, ends = branch.spoken, branch.ends
+        return State(self.request, signals, tuple(answers), spoken, ends)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

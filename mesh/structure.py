@@ -30,15 +30,17 @@ def faults_of(nodes: Nodes, edges: Edges, failure: str | None) -> list[str]:
 
 def _edge_faults(nodes: Nodes, edges: Edges) -> Iterator[str]:
     for (source, on), targets in edges.items():
+        label = f"edge {source} --{on}-->"
         if not targets:
-            yield f"edge {source} --{on}-->: it has no target; name one, or END"
+            yield f"{label}: it has no target; name one, or END"
         if len(set(targets)) < len(targets):
-            yield f"edge {source} --{on}--> {', '.join(targets)}: a target stands twice; name each branch once"
-        if len(targets) > 1 and END in targets:
-            yield f"edge {source} --{on}--> {', '.join(targets)}: END cannot be a branch; lead the join there"
+            yield f"{label} {', '.join(targets)}: a target stands twice; name each branch once"
         for target in targets:
             if target == START or (target != END and target not in nodes):
-                yield f"edge {source} --{on}--> {target}: no such node.{nearest(target, nodes)}"
+                yield f"{label} {target}: no such node.{nearest(target, nodes)}"
+            elif len(targets) > 1 and (target == END or isinstance(nodes[target], Join)):
+                remedy = "lead the join there" if target == END else "name the nodes that lead to it"
+                yield f"{label} {', '.join(targets)}: {target} cannot be a branch; {remedy}"
 
 
 def _outcome_faults(nodes: Nodes, edges: Edges) -> Iterator[str]:
@@ -118,6 +120,7 @@ def _joins_met(nodes: Nodes, edges: Edges, target: str) -> set[str]:
 
 def _fan_out_faults(nodes: Nodes, edges: Edges, failure: str | None) -> Iterator[str]:
     entered: set[str] = set()
+    feeding: dict[str, set[str]] = {}
     for (source, on), targets in edges.items():
         if len(targets) < 2:
             continue
@@ -130,12 +133,22 @@ def _fan_out_faults(nodes: Nodes, edges: Edges, failure: str | None) -> Iterator
             yield f"{label}: every branch must reach one and the same join, but they reach: {shown}"
             continue
         yield from _branch_faults(label, nodes, targets, regions, failure)
+        feeding.setdefault(next(iter(joins)), set()).update(*(inside for inside, _ in regions))
         join = nodes[next(iter(joins))]
         if isinstance(join, Join) and isinstance(join.need, int) and join.need > len(targets):
             yield f"{label}: its join needs {join.need} branches and only {len(targets)} can come; lower `need`"
     for name, node in nodes.items():
         if isinstance(node, Join) and name not in entered:
             yield f"join {name!r} ends no fan-out; lead the branches of one edge with several targets to it"
+    yield from _entry_faults(edges, feeding)
+
+
+def _entry_faults(edges: Edges, feeding: Mapping[str, set[str]]) -> Iterator[str]:
+    """Edges into a branch or its join that do not come from its fan-out. `feeding` has the branches' nodes by join."""
+    for (source, on), targets in edges.items():
+        for join, inside in feeding.items():
+            if len(targets) == 1 and source not in inside and targets[0] in inside | {join}:
+                yield f"edge {source} --{on}--> {targets[0]}: only the fan-out before join {join!r} may lead there"
 
 
 def _branch_faults(

@@ -45,8 +45,11 @@ class OwnCounters:
         """The counters of a tier; `max_concurrent` calls may run at once, the rest wait in arrival order."""
         found = self._tiers.get(tier)
         if found is None:
-            slots = asyncio.Semaphore(max_concurrent) if max_concurrent is not None else None
-            found = self._tiers[tier] = _Counters(slots=slots, limit=max_concurrent)
+            found = self._tiers[tier] = _Counters()
+        if (
+            found.slots is None and max_concurrent is not None
+        ):  # the tier's state may have been read before its first call
+            found.slots, found.limit = asyncio.Semaphore(max_concurrent), max_concurrent
         return found
 
     def in_flight(self, tier: str) -> int:

@@ -9,6 +9,8 @@ from typing import Any
 import orjson
 
 MESSAGE_OVERHEAD_TOKENS = 8  # role, separators and name, in any chat template that was read
+BYTES_PER_TOKEN = 3  # of most texts at least so many
+COUNTED_CHARACTERS = 50_000
 IMAGE_TOKENS = 4_096  # the dearest tile formula that was read; images are bounded, not counted
 
 
@@ -39,24 +41,25 @@ def _bound_value(value: Any) -> int:
 def _bound_part(part: Any) -> int:
     if isinstance(part, Mapping) and part.get("type") == "image_url":
         return IMAGE_TOKENS
-    if isinstance(part, Mapping) and isinstance(part.get("text"), str):
+    if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
         return len(part["text"].encode()) + MESSAGE_OVERHEAD_TOKENS
     return len(orjson.dumps(part))
 
 
 def count_messages(messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any], template_tokens: int) -> int:
     """Our own count of the input, for a provider that sent no usage. Never above `bound_tokens`."""
-    counter = _counter()
     total = template_tokens
     for message in messages:
-        total += MESSAGE_OVERHEAD_TOKENS + counter(_flat(message))
+        total += MESSAGE_OVERHEAD_TOKENS + count_text(_flat(message))
     if params.get("tools"):
-        total += counter(orjson.dumps(params["tools"]).decode())
+        total += count_text(orjson.dumps(params["tools"]).decode())
     return min(total, bound_tokens(messages, params, template_tokens))
 
 
 def count_text(text: str) -> int:
-    """Our own count of a text's tokens."""
+    """Our own count of a text's tokens. Of a very long one, a guess: counting a megabyte takes a second."""
+    if len(text) > COUNTED_CHARACTERS:
+        return -(-len(text.encode()) // BYTES_PER_TOKEN)
     return _counter()(text) if text else 0
 
 
@@ -72,7 +75,7 @@ def _counter() -> Callable[[str], int]:
 
     spec = importlib.util.find_spec("wordllama")
     if spec is None or not spec.submodule_search_locations:
-        return lambda text: -(-len(text.encode()) // 3)
+        return lambda text: -(-len(text.encode()) // BYTES_PER_TOKEN)
     folder = pathlib.Path(spec.submodule_search_locations[0])
     tokenizer = Tokenizer.from_file(str(folder / "tokenizers" / "l2_supercat_tokenizer_config.json"))
     tokenizer.no_padding()

@@ -23,10 +23,9 @@ def nusd(usd: str | Decimal | int) -> int:
         raise ValueError(f"{usd!r} is not an amount of dollars; write it like '0.02'") from error
     if not amount.is_finite() or amount < 0:
         raise ValueError(f"{usd!r} is not an amount of dollars; it must be finite and not negative")
-    value = int((amount * NUSD_PER_USD).to_integral_value(ROUND_CEILING))
-    if value > MAX_NUSD:
+    if amount > MAX_NUSD // NUSD_PER_USD:  # before it is an integer: 1e999999 has a million digits
         raise ValueError(f"{usd!r} dollars is beyond what the ledger holds ({MAX_NUSD // NUSD_PER_USD} dollars)")
-    return value
+    return int((amount * NUSD_PER_USD).to_integral_value(ROUND_CEILING))
 
 
 def pusd_per_token(usd_per_million: str | Decimal | int) -> int:

@@ -56,7 +56,7 @@ def _loaded(path: Path) -> Any:
         ) from error
     if path.suffix == ".json":
         return _parsed(orjson.loads, raw, path)
-    import yaml  # type: ignore[import-untyped]  # noqa: PLC0415 -- 30 ms, and only graphs with label files need it
+    import yaml  # noqa: PLC0415 -- 30 ms, and only graphs with label files need it
 
     return _parsed(yaml.safe_load, raw, path)
 

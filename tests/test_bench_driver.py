@@ -91,7 +91,7 @@ def test_a_reply_that_cannot_be_framed_is_refused(sent: bytes) -> None:
 
 
 def test_the_driver_counts_what_the_upstream_counts(mock: Upstream) -> None:
-    found = drive(load(mock.port, connections=8))
+    found = drive(replace(load(mock.port, connections=8), seconds=1.0))
     assert found.failures == {}
     assert found.sent == mock.requests()
     assert found.sent - 8 <= len(found.samples_ns) <= found.sent

@@ -5,7 +5,7 @@ import random
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.catalogue import Endpoint
@@ -13,6 +13,7 @@ from mesh.engine import Form
 from mesh.providers.scripted import Scripted
 from mesh.testing import run, scripted_mesh, spec_of
 from mesh.trace import Traversal
+from tests.examples import examples
 from tests.graphs_for_tests import cascade, race
 
 TIMES = ("latency_us", "langgraph_us", "started_at", "request_id")
@@ -45,7 +46,7 @@ def once(graph, replies, form: Form, seed: int) -> Traversal:
     return run(go())
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     seed=st.integers(0, 2**53), fast=st.integers(0, 50), slow=st.integers(0, 50), need=st.sampled_from(["any", "all"])
 )
@@ -76,7 +77,7 @@ def test_a_drawn_seed_is_recorded_and_gives_the_same_traversal_again():
     assert without_times(first) == without_times(second)
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(seed=st.integers(0, 2**32))
 def test_times_add_up_in_every_traversal(seed):
     """P4 on virtual time, where not a microsecond may be missing."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pysqlite3.dbapi2 as sqlite
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -38,6 +38,7 @@ from mesh.testing import traversals as samples
 from mesh.trace import EdgeRecord, HopRecord, Traversal
 from mesh.vocabulary import Ended, Kind
 from tests.api_server import served
+from tests.examples import examples
 from tests.graphs_for_tests import pinned_one
 
 Values = dict[tuple[str, ...], float]
@@ -186,7 +187,7 @@ def test_overhead_is_the_total_without_models_tools_people_and_suspension():
     assert values[Series("request_us", ("support",))] == samples.escalated().total_us
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(st.lists(st.integers(0, 150_000_000) | st.sampled_from(REQUEST_BOUNDS_US), min_size=1, max_size=30))
 def test_buckets_are_those_of_the_prometheus_library(times_us):
     registry = CollectorRegistry()
@@ -513,7 +514,7 @@ def test_a_record_that_gets_feedback_or_a_correction_is_no_second_request(store)
     assert summed(shown(store), "mesh_cost_nusd_total") == samples.escalated().cost_nusd + 5
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.lists(st.lists(st.integers(0, 14), max_size=6), max_size=8))
 def test_however_often_and_in_whatever_batches_each_traversal_counts_once(batches):
     with tempfile.TemporaryDirectory() as folder:

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.catalogue import Endpoint
@@ -24,6 +24,7 @@ from mesh.providers.protocol import Progress, Reply
 from mesh.providers.sse import Event, EventStream
 from mesh.vocabulary import AttemptStatus as Status
 from mesh.vocabulary import Cause
+from tests.examples import examples
 from tests.upstream import (
     CHUNKED_END,
     CHUNKED_HEAD,
@@ -502,7 +503,7 @@ def parsed(stream: bytes, cuts: list[int]) -> tuple[list[Event], list[Event]]:
 
 
 @given(stream=STREAMS, cuts=st.lists(st.integers(0, 10_000), max_size=12))
-@settings(max_examples=500)
+@examples(500)
 def test_the_parser_gives_the_same_events_for_any_chunking(stream: bytes, cuts: list[int]) -> None:
     assert parsed(stream, cuts) == parsed(stream, []) == parsed(stream, list(range(len(stream))))
 

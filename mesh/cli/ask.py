@@ -40,7 +40,9 @@ def command(  # noqa: PLR0913 -- each is an option of the command
         bool, typer.Option("--dry-run", help="Show the route and the rejected tiers, and call no model.")
     ] = False,
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="A system message.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Repeat a traversal's random choices.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=-(2**63) + 1, max=2**63 - 1, help="Repeat a traversal's random choices.")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="The longest reply.")] = None,
     max_cost_usd: Annotated[
         str | None, typer.Option("--max-cost-usd", metavar="USD", help="The most to spend, like 0.002.")

@@ -19,6 +19,7 @@ from mesh.engine.record import traversal_of
 from mesh.engine.stages import Compiled, Form
 from mesh.engine.walker import Cursor, finish, start
 from mesh.graph import BuiltGraph, Graph
+from mesh.hop import booked
 from mesh.providers.protocol import DeltaSink, Provider
 from mesh.providers.registry import providers_for
 from mesh.run import NO_META, Door, Meta, Run
@@ -122,9 +123,12 @@ class Mesh:
 
         async def run() -> Told:
             try:
-                return await self.ask(messages, on_delta=put, **wishes)
-            finally:
+                told = await self.ask(messages, on_delta=put, **wishes)
+            except Exception:
                 await pieces.put(None)
+                raise
+            await pieces.put(None)  # not where it is cancelled: nobody takes from a full queue any more
+            return told
 
         asking = asyncio.create_task(run())
         try:
@@ -163,13 +167,14 @@ class Mesh:
         cursor = start(run)
         langgraph_us = 0
         try:
-            cursor, langgraph_us = await self._compiled.walk(run, cursor)
+            try:
+                cursor, langgraph_us = await self._compiled.walk(run, cursor)
+            finally:
+                await booked(self.door.ledger, self.door.ledger.finish(run.accounts[0]))
         except asyncio.CancelledError:
             run.stop(Ended.CANCELLED, Cause.REQUEST_CANCELLED)
             self._record(self._cancelled(run, cursor))
             raise
-        finally:
-            await self.door.ledger.finish(run.accounts[0])
         finish(run, cursor)
         traversal = traversal_of(run, cursor, langgraph_us)
         given = traversal.outcome in (Ended.OK, Ended.DEGRADED, Ended.CAPPED, Ended.REFUSED, Ended.CUT)

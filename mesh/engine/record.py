@@ -65,8 +65,8 @@ def _ending(run: Run, cursor: Cursor) -> tuple[Ended, str]:
     last_cause = next((hop.because for hop in reversed(run.records) if hop.kind is not Kind.END), "")
     if run.ended is not None:
         return run.ended, run.cause or last_cause
-    if run.said is not None:
-        return run.said, last_cause
+    if cursor.state.ends is not None:
+        return cursor.state.ends, last_cause
     if cursor.on in FAILURES or cursor.on == FAULT:
         return _failed(run, cursor), last_cause
     if cursor.state.best is None:
@@ -128,9 +128,10 @@ def _caps(run: Run, traversal: Traversal) -> dict[str, CapUse]:
     limits = run.limits
     seconds = None if limits.time_us is None else limits.time_us / US_PER_S
     elapsed = (run.now_us() - run.started_us) / US_PER_S
+    visits = [hop.visit for hop in run.records if hop.kind not in EXPLAINING]  # no cap holds the others
     return {
         Dimension.HOPS.value: CapUse(run.hops_used, limits.hops),
-        Dimension.VISITS.value: CapUse(max(run.visits.values(), default=0), limits.visits),
+        Dimension.VISITS.value: CapUse(max(visits, default=0), limits.visits),
         Dimension.MODEL_CALLS.value: CapUse(run.model_calls_used, limits.model_calls),
         Dimension.TOKENS.value: CapUse(traversal.input_tokens + traversal.output_tokens, limits.tokens),
         Dimension.COST_NUSD.value: CapUse(traversal.cost_nusd, limits.cost_nusd),

@@ -22,7 +22,7 @@ from langgraph.types import Command
 from mesh.engine.walker import AT_END, Cursor, Heads, calls_model, everywhere, nowhere, walk
 from mesh.graph import BuiltGraph, Graph, Target
 from mesh.run import Run
-from mesh.vocabulary import START
+from mesh.vocabulary import START, Kind
 
 
 class Form(StrEnum):
@@ -74,7 +74,9 @@ class Compiled:
         self.form = form
         self._heads = heads_of(graph, form)
         hops = graph.cap.hops
-        self._config: RunnableConfig = {"recursion_limit": 10_000 if hops is None else hops + 2}
+        free = sum(node.kind is Kind.RESPOND for node in graph.nodes.values())  # no cap holds these
+        limit = 10_000 if hops is None else (hops + 1) * (1 + free) + 1
+        self._config: RunnableConfig = {"recursion_limit": limit}
         self._langgraph = None if form is Form.BARE else _started(_compile(graph, self._heads), graph)
 
     async def walk(self, run: Run, cursor: Cursor) -> tuple[Cursor, int]:

@@ -5,6 +5,7 @@ Source: docs/decisions/0001-walker-inside-langgraph.md
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from mesh.vocabulary import (
     CAPPED,
     CUT,
     END,
+    FAILURES,
     FAULT,
     START,
     Cause,
@@ -35,6 +37,7 @@ log = logging.getLogger("mesh.walker")
 
 AT_END: Final[Target] = (END,)
 UNTIMED: Final = frozenset({Kind.RESPOND, Kind.JOIN})
+ANY_NODES: Final = frozenset({CUT, FAULT, Failure.OVER_DEADLINE.value})  # outcomes that no node has to declare
 
 Heads: TypeAlias = Callable[[Target], bool]
 """Whether a stage of its own begins at these targets; the walker stops before it."""
@@ -148,9 +151,9 @@ async def _hop(run: Run, cursor: Cursor) -> Cursor:
 
 
 def _opened(run: Run, cursor: Cursor, name: str, node: Node) -> HopRecord:
-    """Count the hop before it runs, and list it at once: a cancelled hop counts too."""
+    """Count the hop before it runs, and list it at once: a cancelled hop counts too. No cap holds a respond node."""
     visit = run.visits[name] = run.visits.get(name, 0) + 1
-    run.hops_used += 1
+    run.hops_used += node.kind is not Kind.RESPOND
     record = HopRecord(cursor.path, name, node.kind, visit, [EdgeRecord(cursor.source, name, cursor.on)])
     run.records.append(record)
     return record
@@ -171,14 +174,14 @@ async def _verdict(run: Run, node: Node, state: State, hop: Hop) -> Verdict:
     except Exception as error:
         # The message may hold content, so only its type and place are logged.
         log.error("node %s raised %s", hop.name, type(error).__name__, exc_info=_without_message(error))  # noqa: TRY400
-        return Verdict(outcome=FAULT, because=Cause.NODE_RAISED)
+        verdict = Verdict(outcome=FAULT, because=Cause.NODE_RAISED)
+    if verdict.outcome not in node.outcomes | node.failures | ANY_NODES:
+        log.error("node %s ended as %r, which it does not declare", hop.name, verdict.outcome)
+        verdict = Verdict(outcome=FAULT, because=Cause.NODE_RAISED)
+    if run.delivered and verdict.outcome in FAILURES | {FAULT}:  # no fallback may follow what has gone out
+        verdict = Verdict(outcome=CUT, because=verdict.because)
     if verdict.outcome == CUT:
         run.stop(Ended.CUT, verdict.because)
-    elif verdict.outcome not in node.outcomes and verdict.outcome not in node.failures:
-        log.error("node %s ended as %r, which it does not declare", hop.name, verdict.outcome)
-        return Verdict(outcome=FAULT, because=Cause.NODE_RAISED)
-    if verdict.ends is not None:
-        run.respond(verdict.ends, verdict.because)
     return verdict
 
 
@@ -187,10 +190,13 @@ async def _timely(node: Node, state: State, hop: Hop, left_us: int | None) -> Ve
     seconds = node.demand.seconds
     if left_us is None or seconds == 0 or node.tiers:
         return await node.run(state, hop)
+    limit = asyncio.timeout(left_us / 1_000_000)
     try:
-        async with asyncio.timeout(left_us / 1_000_000):
+        async with limit:
             return await node.run(state, hop)
     except TimeoutError:
+        if not limit.expired():
+            raise  # the node's own
         return Verdict(outcome=Failure.OVER_DEADLINE, because=Cause.NODE_TIMEOUT)
 
 
@@ -229,13 +235,14 @@ class _Branch:
 
 async def _branch(run: Run, cursor: Cursor, join: str) -> _Branch:
     """Walk one branch until it reaches the join, or is lost: it ended elsewhere, or failed with no edge of its own."""
-    while run.ended is None:
-        cursor = await _step(run, cursor)
-        explicit = (cursor.source, cursor.on) in run.graph.edges
-        if cursor.ended or not explicit or run.ended is not None:
-            break
-        if cursor.targets == (join,):
-            return _Branch(cursor, arrived=True)
+    with contextlib.suppress(asyncio.CancelledError):  # its end, and what it found until then may be the best answer
+        while run.ended is None:
+            cursor = await _step(run, cursor)
+            explicit = (cursor.source, cursor.on) in run.graph.edges
+            if cursor.ended or not explicit or run.ended is not None:
+                break
+            if cursor.targets == (join,):
+                return _Branch(cursor, arrived=True)
     return _Branch(cursor, arrived=False)
 
 
@@ -271,26 +278,47 @@ async def _fan_out(run: Run, cursor: Cursor) -> Cursor:
     join = run.graph.nodes[name]
     if not isinstance(join, Join):
         raise TypeError(f"{name} is no join; a built graph names one for each fan-out")
-    tasks = [
-        asyncio.create_task(
-            _branch(run, replace(cursor, targets=(target,), path=(*cursor.path, number, 1)), name),
-            name=f"{run.id}:{target}",
-        )
-        for number, target in enumerate(cursor.targets, 1)
-    ]
+    tasks = _started(run, cursor, name)
+    tally = _Tally(join.needed(len(tasks)), labels(join.veto), len(tasks))
+    decider = 0
     try:
-        decider, because, verdict = await _decided(
-            run, tasks, _Tally(join.needed(len(tasks)), labels(join.veto), len(tasks))
-        )
+        decider, because, verdict = await _decided(run, tasks, tally)
+    except asyncio.CancelledError:
+        decider = next((number for number, task in enumerate(tasks) if not task.done()), 0)
+        raise
     finally:
+        _mark_parallel(run, cursor.path, decider)
         # Losers settle, under their own shield, before the traversal goes on.
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    _mark_parallel(run, cursor.path, decider)
+    for record in _beside(run, cursor.path, decider):
+        if record.outcome == CANCELLED:
+            record.because = Cause.JOIN_DECIDED
     if run.ended is not None:
-        return replace(tasks[decider].result().cursor, targets=AT_END, path=_next(cursor.path))
+        state = cursor.state if join.veto else _so_far(cursor.state, tasks)
+        return replace(tasks[decider].result().cursor, targets=AT_END, path=_next(cursor.path), state=state)
     return _joined(run, cursor, name, tasks, decider, verdict, because)
+
+
+def _started(run: Run, cursor: Cursor, join: str) -> "list[asyncio.Task[_Branch]]":
+    return [
+        asyncio.create_task(
+            _branch(run, replace(cursor, targets=(target,), path=(*cursor.path, number, 1)), join),
+            name=f"{run.id}:{target}",
+        )
+        for number, target in enumerate(cursor.targets, 1)
+    ]
+
+
+def _so_far(base: State, tasks: "list[asyncio.Task[_Branch]]") -> State:
+    """What the branches of a stopped traversal found. Only those that arrived may speak for it.
+
+    To be asked where no branch has a veto: what a guard has not passed yet is no answer.
+    """
+    found = [task.result() for task in tasks if not task.cancelled() and task.exception() is None]
+    states = [(branch.cursor.state, branch.arrived) for branch in found]
+    return base.joined([s if heard else replace(s, spoken=base.spoken, ends=base.ends) for s, heard in states])
 
 
 async def _decided(run: Run, tasks: "list[asyncio.Task[_Branch]]", tally: _Tally) -> tuple[int, Cause, Joined]:
@@ -334,14 +362,16 @@ def _edge_into(name: str, cursor: Cursor, at_us: int) -> EdgeRecord:
     return EdgeRecord(cursor.source, name, cursor.on, schedule_us=at_us - cursor.left_us)
 
 
-def _mark_parallel(run: Run, path: tuple[int, ...], decider: int) -> None:
-    """Only the deciding branch lies on the critical path. What was cancelled beside it, the join decided."""
+def _beside(run: Run, path: tuple[int, ...], decider: int) -> list[HopRecord]:
+    """The hops of the other branches of the fan-out at `path`."""
     depth = len(path)
-    for record in run.records:
-        if len(record.path) > depth and record.path[:depth] == path and record.path[depth] != decider + 1:
-            record.parallel = True
-            if record.outcome == CANCELLED:
-                record.because = Cause.JOIN_DECIDED
+    return [r for r in run.records if len(r.path) > depth and r.path[:depth] == path and r.path[depth] != decider + 1]
+
+
+def _mark_parallel(run: Run, path: tuple[int, ...], decider: int) -> None:
+    """Only the deciding branch lies on the critical path."""
+    for record in _beside(run, path, decider):
+        record.parallel = True
 
 
 def finish(run: Run, cursor: Cursor) -> HopRecord:
@@ -349,6 +379,7 @@ def finish(run: Run, cursor: Cursor) -> HopRecord:
     run.records.sort(key=lambda record: record.path)
     ended_us = run.now_us()
     edge = EdgeRecord(cursor.source, END, cursor.on, schedule_us=ended_us - cursor.left_us)
-    record = HopRecord(cursor.path, END, Kind.END, 1, [edge], outcome=END, because=run.cause or Cause.ALWAYS)
+    record = HopRecord(cursor.path, END, Kind.END, 1, [edge], outcome=END)
+    record.because = run.cause or (Cause.ALWAYS if cursor.state.ends is None else Cause.RESPONDED)
     run.records.append(record)
     return record

@@ -21,9 +21,9 @@ class Call:
     """One call as the graph wants it.
 
     `params` are further request fields, sent as they are (temperature, tools, response_format, stop, seed, unknown
-    ones). `max_tokens` is already clamped to what was reserved. `timeouts` already fit into the remaining deadline. `seed`
-    is the traversal's: a model of our own samples by it, so that the same traversal can be had again; a provider gets a
-    seed only if the client gave one, in `params`.
+    ones). `max_tokens` is already clamped to what was reserved. `timeouts` already fit into the remaining deadline.
+    `seed` is the traversal's: a model of our own samples by it, so that the same traversal can be had again; a provider
+    gets a seed only if the client gave one, in `params`.
     """
 
     messages: Sequence[Message]

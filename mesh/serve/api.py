@@ -42,6 +42,7 @@ log = logging.getLogger("mesh.api")
 
 WATCH_AFTER_S = 0.02  # most replies are out by then, and need no watcher
 MAX_CLIENT_ID = 128
+INLINE_BYTES = 128 * 1024  # larger bodies are checked in a thread
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 INTERNAL = Failed(500, "api_error", "internal_error", "The mesh failed; the replica's log says where.", retry=True)
 
@@ -120,8 +121,6 @@ class Api:
                 await self._only("GET", method, send, self._read, scope, receive)
         except ClientGoneError:
             log.info("client left before its request was read")
-        except asyncio.CancelledError:
-            raise
         except MeshError as error:
             failed = failure_of_request(error)
             await send_error(send, failed.status, failed.body(), failure_headers(failed))
@@ -191,7 +190,9 @@ class Api:
             await send_error(send, 503, failed.body(), failure_headers(failed))
             return
         body = await read_body(receive, headers, self._max_body_bytes)
-        call = parse_chat(body, first.new_seed())
+        # A body of megabytes takes a tenth of a second or more to check: others go on meanwhile.
+        seed = first.new_seed()
+        call = parse_chat(body, seed) if len(body) <= INLINE_BYTES else await asyncio.to_thread(parse_chat, body, seed)
         mesh = self._models.find(call.model)
         request_id = mesh.new_id()
         created = int(clock.wall().timestamp())

@@ -37,7 +37,7 @@ def application(paths: Sequence[str], args: MeshArgs) -> Application:
     settings["run"] = str(board.folder)
     if run is not None:
         say(f"mesh: {', '.join(settings['models'])}, {_counted(args.replicas, placed)}")
-        _watch(args, settings, run.app, board, own=own)
+        _watch(args, settings, run, board, own=own)
     if run is not None and own:
         atexit.register(local.finish, board.folder)
         local.start(args, run, _cpus(args, placed), board)
@@ -89,9 +89,11 @@ def _check_address(args: MeshArgs) -> None:
         raise ConfigError(f"port {args.port}", f"is taken on {args.host}.", remedy)
 
 
-def _watch(args: MeshArgs, settings: dict[str, Any], app: str, board: Board, *, own: bool) -> None:
+def _watch(args: MeshArgs, settings: dict[str, Any], run: local.ServeRun, board: Board, *, own: bool) -> None:
     watched = Watched(
-        app=app,
+        app=run.app,
+        prefix=run.prefix,
+        own=own,
         host=args.host,
         port=args.port,
         models=settings["models"],

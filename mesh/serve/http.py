@@ -36,7 +36,7 @@ async def read_body(receive: Receive, headers: Mapping[str, str], max_bytes: int
         ClientGoneError: the client went away meanwhile.
     """
     declared = headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > max_bytes:
+    if declared.isascii() and declared.isdigit() and int(declared) > max_bytes:
         await _discard(receive)
         raise _too_large(int(declared), max_bytes)
     chunks: list[bytes] = []

@@ -27,6 +27,7 @@ from mesh.serve.api import Api, Models
 from mesh.serve.flags import flags_in_effect
 from mesh.serve.placed import PlacedTier
 from mesh.serve.readiness import Readiness
+from mesh.serve.sockets import is_loopback
 from mesh.serve.traversals import TraversalPages
 from mesh.store.protocol import Retention
 from mesh.store.sqlite import SqliteStore
@@ -38,7 +39,6 @@ from nodes.model import Model
 from nodes.respond import Respond
 
 REFUSAL: Final = "This request may not be sent to the tier that you pinned; send it to the graph without a tier."
-LOOPBACK: Final = ("127.", "::1", "localhost")
 
 
 def preflight(settings: Mapping[str, Any]) -> Sequence[PlacedTier]:
@@ -55,7 +55,7 @@ def preflight(settings: Mapping[str, Any]) -> Sequence[PlacedTier]:
     for spec in config.catalogue.tiers.values():
         if spec.provider == "openai":
             _check_endpoints(spec)
-    if not str(settings["host"]).startswith(LOOPBACK):
+    if not is_loopback(str(settings["host"])):
         remedy = "Listen on 127.0.0.1, behind a proxy that asks for keys."
         raise ConfigError(
             "host", f"{settings['host']} can be reached from outside, and no keys are configured.", remedy

@@ -128,8 +128,6 @@ class EventStream:
             if calls := held.get("tool_calls"):
                 held["tool_calls"] = [{"index": index, **call} for index, call in enumerate(calls)]
             await self.deliver(held)
-        elif not self._said:
-            await self.deliver({"content": ""})
         last = self._chunk({}, finish_reason(traversal, answer))
         totals = {"mesh": mesh_body(traversal)}
         if not self._include_usage:

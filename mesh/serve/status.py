@@ -44,6 +44,7 @@ _BAD_GATEWAY: Mapping[str, tuple[str, str, bool]] = {
     Cause.STREAM_CUT: ("upstream_cut", "The provider's reply broke off", True),
     Cause.UPSTREAM_REJECTED: ("upstream_rejected", "The provider refused this request", False),
     Cause.UPSTREAM_AUTH: ("upstream_auth", "The provider refused the mesh's credentials", False),
+    Cause.CONTENT_FILTER: ("content_filtered", "The provider's content filter broke the reply off", False),
     Cause.NODE_RAISED: ("node_failed", "A node of the graph failed", False),
     Cause.NO_ANSWER: ("no_answer", "The graph ended without an answer", False),
 }

@@ -32,10 +32,13 @@ _QUESTION: Final = "What is the capital of France? Answer with one word."
 class Watched:
     """What to watch: the application, the address that clients use, and the models they may name.
 
-    `on_ready` is called once, when the API answers; `on_failure` once, when a replica could not start before that.
+    `own`: Ray's processes are ours, so that their open ports are ours to tell. `on_ready` is called once, when the API
+    answers; `on_failure` once, when a replica could not start before that.
     """
 
     app: str
+    prefix: str
+    own: bool
     host: str
     port: int
     models: Sequence[str]
@@ -46,7 +49,8 @@ class Watched:
     @property
     def url(self) -> str:
         host = "127.0.0.1" if self.host in ("0.0.0.0", "::", "*") else self.host  # noqa: S104
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        shown = f"[{host}]" if ":" in host else host
+        return f"http://{shown}:{self.port}{self.prefix.rstrip('/')}"
 
 
 class Watch:
@@ -164,7 +168,8 @@ def _announce(watched: Watched) -> None:
     body = json.dumps({"model": watched.models[0], "messages": [{"role": "user", "content": _QUESTION}]})
     keyed = not sockets.is_loopback(watched.host)
     key = ' \\\n    -H "authorization: Bearer $MESH_API_KEY"' if keyed else ""
-    say(f"{_age_s():6.1f} s  ready: {', '.join(watched.models)} on {watched.url}/v1; {_exposed()}")
+    exposed = f"; {_exposed()}" if watched.own else ""
+    say(f"{_age_s():6.1f} s  ready: {', '.join(watched.models)} on {watched.url}/v1{exposed}")
     say(f"\n  curl {watched.url}/v1/chat/completions -H 'content-type: application/json'{key} \\\n    -d '{body}'")
     say("  mesh trace last\n")
 

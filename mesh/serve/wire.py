@@ -18,9 +18,12 @@ from mesh.state import NO_HINTS, Hints, Request, request_of
 from mesh.units import nusd
 from mesh.vocabulary import Priority, Privacy, Risk
 
-KEY = re.compile(rb'"(?:[^"\\]|\\.)*"(\s*:)?')
+KEY = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"(\s*:)?')
 COLON_BEHIND_SPACE = (b" :", b"\t:", b"\n:", b"\r:")
 MAX_SEED = 2**63 - 1
+MAX_AMOUNT = 64
+MAX_DEPTH = 200  # orjson writes 254 levels, and a request is written with more around it
+SHOWN = 64  # characters of a name, and names, that an error quotes or looks through
 OWN_FIELDS = frozenset({"model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "mesh"})
 NAMED_CONTENT = ("user", "metadata")
 
@@ -52,6 +55,7 @@ class _StreamOptions(_Strict):
     include_usage: bool | None = None
 
 
+_Tag = Annotated[str, Field(max_length=256)]
 _Tokens = Annotated[int, Field(ge=1, le=10_000_000)]
 
 
@@ -59,7 +63,7 @@ class _Chat(_Strict):
     """The known fields of a chat completion. Ranges are those of OpenAI's API."""
 
     model: str = Field(min_length=1, max_length=256)
-    messages: list[_Message] = Field(min_length=1)
+    messages: list[_Message] = Field(min_length=1, fail_fast=True)
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     max_tokens: _Tokens | None = None
@@ -101,7 +105,7 @@ class _Hints(BaseModel):
     when: Literal["now", "batch"] = "now"
     allow: list[str] = Field(default_factory=list, max_length=64)
     deny: list[str] = Field(default_factory=list, max_length=64)
-    tags: dict[str, str] = Field(default_factory=dict, max_length=32)
+    tags: dict[_Tag, _Tag] = Field(default_factory=dict, max_length=32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +153,7 @@ def parse_chat(body: bytes, draw_seed: int) -> ChatCall:
 
 
 def parse_json(body: bytes) -> Any:
-    """JSON without NaN, lone surrogates or duplicate keys, nested no deeper than orjson's limit (1,024)."""
+    """JSON without NaN, lone surrogates or duplicate keys, nested no deeper than MAX_DEPTH."""
     try:
         data = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -176,15 +180,24 @@ def _json_problem(error: orjson.JSONDecodeError) -> str:
 
 
 def _count_keys(data: Any) -> int:
-    total = 0
-    pending = [data]
-    while pending:
-        item = pending.pop()
-        if isinstance(item, dict):
-            total += len(item)
-            pending.extend(item.values())
-        elif isinstance(item, list):
-            pending.extend(item)
+    """How many keys there are in all, counted level by level.
+
+    Raises:
+        RequestError: nested too deep to be written again.
+    """
+    total = depth = 0
+    level = [data]
+    while level:
+        if depth > MAX_DEPTH:
+            raise RequestError(f"The body is nested deeper than {MAX_DEPTH} levels; flatten it.")
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                total += len(item)
+                below.extend(item.values())
+            elif isinstance(item, list):
+                below.extend(item)
+        level, depth = below, depth + 1
     return total
 
 
@@ -213,7 +226,8 @@ def parse_hints(value: Any) -> Hints:
         raise RequestError("'mesh' must be an object of hints.", "mesh")
     unknown = [key for key in value if key not in _Hints.model_fields]
     if unknown:
-        raise RequestError(f"No hint {unknown[0]!r}.{nearest(unknown[0], _Hints.model_fields)}", f"mesh.{unknown[0]}")
+        name = unknown[0][:SHOWN]
+        raise RequestError(f"No hint {name!r}.{nearest(name, _Hints.model_fields)}", f"mesh.{name}")
     try:
         hints = _Hints.model_validate(value)
     except ValidationError as error:
@@ -242,6 +256,8 @@ def _max_cost_nusd(value: str | float | None) -> int | None:
     """Dollars as text or number; a number is read as its shortest decimal form."""
     if value is None:
         return None
+    if isinstance(value, str) and len(value) > MAX_AMOUNT:
+        raise RequestError(f"mesh.max_cost_usd: an amount has at most {MAX_AMOUNT} characters.", "mesh.max_cost_usd")
     try:
         return nusd(Decimal(str(value)) if isinstance(value, float) else value)
     except ValueError as error:
@@ -262,6 +278,6 @@ def _explained(error: ValidationError, data: Mapping[str, Any], prefix: str) -> 
     path = prefix + ".".join(str(part) for part in first["loc"])
     if first["type"] == "missing":
         top = str(first["loc"][0])
-        hint = nearest(top, data) if len(first["loc"]) == 1 and data else ""
+        hint = nearest(top, list(data)[:SHOWN]) if len(first["loc"]) == 1 and data else ""
         return RequestError(f"{path!r} is required.{hint if 'Did you mean' in hint else ''}", path)
     return RequestError(f"{path!r}: {first['msg'][0].lower()}{first['msg'][1:]}.", path)

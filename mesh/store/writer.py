@@ -35,8 +35,9 @@ Observer = Callable[[Traversal], None]
 class TraversalWriter:
     """One background thread that writes batches. A record must not be changed after it was put.
 
-    Records are on disk some 0.05 s after `put`, 0.2 s where many come, as long as the disk keeps up. While it does not, up to `max_queued`
-    wait; beyond that, new ones are dropped, counted in `dropped`, and logged. Replies never wait.
+    Records are on disk some 0.05 s after `put`, 0.2 s where many come, as long as the disk keeps up.
+    While it does not, up to `max_queued` wait; beyond that, new ones are dropped, counted in `dropped`, and logged.
+    Replies never wait.
     """
 
     def __init__(

@@ -96,7 +96,7 @@ class Served:
             return (self.store / "events").read_text().splitlines()
         return []
 
-    def stop(self, *, limit_s: float = 90) -> int:
+    def stop(self, *, limit_s: float = 90, grace_s: float = 12) -> int:
         """SIGTERM; the exit code. Processes that stay are put into `left`, and ended."""
         members = self.pids()
         if self.proc.poll() is None:
@@ -107,7 +107,7 @@ class Served:
             self.left.append(f"serve run itself, {limit_s} s after SIGTERM")
             self.proc.kill()
             self.proc.wait()
-        self.left += _ended(members | family(self.proc.pid), self.proc.pid, grace_s=12)
+        self.left += _ended(members | family(self.proc.pid), self.proc.pid, grace_s)
         shutil.rmtree(self.folder / "ray", ignore_errors=True)
         return self.proc.returncode
 
@@ -135,7 +135,9 @@ def _alive(pids: set[int], root: int) -> list[int]:
     return found
 
 
-def launch(ports: Ports, import_path: str, args: Mapping[str, object], env: Mapping[str, str]) -> Served:
+def launch(
+    ports: Ports, import_path: str, args: Mapping[str, object], env: Mapping[str, str], cwd: Path = ROOT
+) -> Served:
     """Start `serve run` in a session of its own, and return at once."""
     folder = Path(tempfile.mkdtemp(prefix="mt", dir="/tmp"))  # short: Ray's sockets lie below it
     store = folder / "store"
@@ -148,7 +150,7 @@ def launch(ports: Ports, import_path: str, args: Mapping[str, object], env: Mapp
     with (folder / "output").open("wb") as output:
         proc = subprocess.Popen(
             command,
-            cwd=ROOT,
+            cwd=cwd,
             env=environ,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -158,10 +160,12 @@ def launch(ports: Ports, import_path: str, args: Mapping[str, object], env: Mapp
     return Served(f"http://127.0.0.1:{ports.http}", proc, store, folder, 0.0)
 
 
-def start(ports: Ports, import_path: str, args: Mapping[str, object], env: Mapping[str, str]) -> Served:
+def start(
+    ports: Ports, import_path: str, args: Mapping[str, object], env: Mapping[str, str], cwd: Path = ROOT
+) -> Served:
     """Start `serve run` and wait until `/ready` says yes and the start was announced."""
     began = time.monotonic()
-    served = launch(ports, import_path, args, env)
+    served = launch(ports, import_path, args, env, cwd)
     while time.monotonic() < began + READY_S:
         if served.proc.poll() is not None:
             break
@@ -183,12 +187,16 @@ class Host:
         self._served: Served | None = None
 
     def __call__(
-        self, import_path: str, args: Mapping[str, object] | None = None, env: Mapping[str, str] | None = None
+        self,
+        import_path: str,
+        args: Mapping[str, object] | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: Path = ROOT,
     ) -> Served:
-        key = (import_path, tuple(sorted((args or {}).items())), tuple(sorted((env or {}).items())))
+        key = (import_path, tuple(sorted((args or {}).items())), tuple(sorted((env or {}).items())), cwd)
         if self._served is None or self._key != key or self._served.proc.poll() is not None:
             self.stop()
-            self._served, self._key = start(self.ports, import_path, args or {}, env or {}), key
+            self._served, self._key = start(self.ports, import_path, args or {}, env or {}, cwd), key
         return self._served
 
     def launch(self, import_path: str, args: Mapping[str, object], env: Mapping[str, str]) -> Served:

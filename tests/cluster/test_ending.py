@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from mesh.serve.sockets import listeners, other_addresses, process_name
 from tests.cluster.served import ROOT, SERVE, Host, Served
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -87,12 +88,34 @@ def test_a_replica_that_dies_without_a_word_is_explained_by_the_end_of_its_log(s
     served.stop()
 
 
+@pytest.mark.skipif(not other_addresses(), reason="this host has no address besides loopback")
+def test_without_ray_s_token_it_is_never_ready_and_a_public_address_opens_haproxy_only(served):
+    args = {**ARGS, "host": "0.0.0.0"}  # noqa: S104  # the test is about it
+    up = served.launch(APP, args, {"RAY_AUTH_MODE": "disabled"})
+    ends = time.monotonic() + 120
+    while "not ready yet: Ray's token authentication is off" not in up.output:
+        assert time.monotonic() < ends, up.output
+        assert up.proc.poll() is None, up.output
+        time.sleep(0.2)
+    assert up.get("/ready")[0] == 503
+    assert up.json("/state")["settings"]["host"] == "0.0.0.0"  # noqa: S104
+    open_ports = {(one.process.split(":")[0], one.port) for one in listeners(up.pids()) if one.reachable}
+    assert ("haproxy", served.ports.http) in open_ports
+    assert {process for process, _ in open_ports} == {"haproxy", "ray"}
+    assert len(open_ports) == 2
+    assert "  ready: " not in up.output
+    served.stop()
+
+
 def test_a_kill_of_serve_run_itself_takes_haproxy_and_the_replicas_along(served):
     up = fresh(served, {})
     up.proc.kill()
     up.proc.wait()
-    time.sleep(8)
-    up.stop()
+    ends = time.monotonic() + 12
+    while any(process_name(pid).startswith(("haproxy", "ray::Serve")) for pid in up.pids()):
+        assert time.monotonic() < ends, sorted(map(process_name, up.pids()))
+        time.sleep(0.2)
+    up.stop(grace_s=1)
     # Ray's two agents look for their parent about once a minute only.
     left, up.left = up.left, []
     assert [name for name in left if not name.endswith("Agent")] == []

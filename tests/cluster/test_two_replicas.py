@@ -1,4 +1,6 @@
-"""Two ingress replicas behind HAProxy: both are used, one may die, and reloads of HAProxy keep what we changed."""
+"""Two graphs of a user's own module on two ingress replicas: both are used, one may die, and HAProxy's reloads keep
+what we changed.
+"""
 
 import os
 import signal
@@ -8,14 +10,21 @@ import time
 import pytest
 
 from mesh.serve.sockets import listeners
-from tests.cluster.served import Host, Served
+from tests.cluster.served import ROOT, Host, Served
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
-def two(served: Host) -> Served:
-    return served("tests.cluster.echo:app", {"ingress": "tests.cluster.echo:ingress_from", "replicas": 2})
+def two(served: Host, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    folder = tmp_path_factory.mktemp("acme")
+    (folder / "acme").mkdir()
+    (folder / "acme" / "routes.py").write_text("from tests.cluster.echo import graph as first, second\n")
+    graphs = "acme.routes:first,acme.routes:second"
+    args = {"graphs": graphs, "ingress": "tests.cluster.echo:ingress_from", "replicas": 2}
+    # As `make run` sets it, before ray is imported.
+    env = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "PYTHONPATH": str(ROOT)}
+    return served("mesh.serve:app", args, env, folder)
 
 
 def replicas(two: Served, limit_s: float) -> set[int]:
@@ -29,6 +38,18 @@ def replicas(two: Served, limit_s: float) -> set[int]:
         for thread in threads:
             thread.join()
     return found
+
+
+def test_graphs_of_a_module_in_the_current_folder_are_found_by_the_replicas(two):
+    settings = two.json("/state")["settings"]
+    assert settings["graphs"] == ["acme.routes:first", "acme.routes:second"]
+    assert settings["models"] == ["echo", "second"]
+
+
+def test_with_the_flag_that_make_run_exports_only_replicas_can_be_reached(two):
+    open_ports = [one for one in listeners(two.pids()) if one.reachable]
+    assert len(open_ports) == 2
+    assert all(one.process.startswith("ray::ServeReplica:") for one in open_ports)
 
 
 def test_both_replicas_take_requests(two):
