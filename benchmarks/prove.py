@@ -138,7 +138,8 @@ def properties(examples: int, tests: Path, proof: Proof) -> bool:
     tried = [int(count) for count in TRIED.findall(ran.stdout)]
     held = ran.returncode == 0 and passed is not None
     if not held:
-        proof.tell("\n".join((ran.stdout + ran.stderr).splitlines()[-SHOWN_LINES:]))
+        said = ran.stdout.partition("= FAILURES =")[2].partition("= Hypothesis Statistics =")[0] or ran.stdout
+        proof.tell("\n".join((said + ran.stderr).splitlines()[-SHOWN_LINES:]))
     proof.tell(
         f"properties: {passed[1] if passed else 0} property tests passed, {sum(tried):,} examples passed, "
         f"at most {examples:,} each"

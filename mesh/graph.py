@@ -87,6 +87,10 @@ class BuiltGraph:
         after = [self.edges.get((name, outcome)) for outcome in (OK, TRUNCATED)]
         return bool(self.nodes[name].tiers) and all(target == (END,) for target in after)
 
+    def hints(self) -> frozenset[str]:
+        """The hints that any node reads."""
+        return frozenset(hint for node in self.nodes.values() for hint in node.hints)
+
     def tiers(self) -> tuple[str, ...]:
         """All tiers that any node may call, sorted."""
         return tuple(sorted({tier for node in self.nodes.values() for tier in node.tiers}))

@@ -62,6 +62,11 @@ class Node(ABC):
         """Tiers that the catalogue may lack: the node then ends as `unavailable` without a call."""
         return ()
 
+    @property
+    def hints(self) -> frozenset[str]:
+        """The caller's hints that this node reads. What no node of a graph reads is listed as ignored."""
+        return frozenset()
+
     @abstractmethod
     async def run(self, state: State, hop: "Hop") -> Verdict:
         """Decide. Cancellation may arrive at any await, and must be let through."""

@@ -40,6 +40,11 @@ class Condition(ABC):
     @abstractmethod
     def holds(self, state: State) -> bool: ...
 
+    @property
+    @abstractmethod
+    def subjects(self) -> frozenset[str]:
+        """What it looks at: names of signals, `hint.*` and `request.*`."""
+
     def __and__(self, other: "Condition") -> "AllOf":
         return AllOf((self, other))
 
@@ -64,6 +69,10 @@ class Comparison(Condition):
     def holds(self, state: State) -> bool:
         return OPERATORS[self.operator](read(self.subject, state), self.value)
 
+    @property
+    def subjects(self) -> frozenset[str]:
+        return frozenset({self.subject})
+
     def __str__(self) -> str:
         return f"{self.subject} {self.operator}" + ("" if self.operator == "present" else f" {self.value!r}")
 
@@ -74,6 +83,10 @@ class AllOf(Condition):
 
     def holds(self, state: State) -> bool:
         return all(part.holds(state) for part in self.parts)
+
+    @property
+    def subjects(self) -> frozenset[str]:
+        return frozenset().union(*(part.subjects for part in self.parts))
 
     def __str__(self) -> str:
         return "(" + " and ".join(map(str, self.parts)) + ")"
@@ -86,6 +99,10 @@ class AnyOf(Condition):
     def holds(self, state: State) -> bool:
         return any(part.holds(state) for part in self.parts)
 
+    @property
+    def subjects(self) -> frozenset[str]:
+        return frozenset().union(*(part.subjects for part in self.parts))
+
     def __str__(self) -> str:
         return "(" + " or ".join(map(str, self.parts)) + ")"
 
@@ -96,6 +113,10 @@ class Not(Condition):
 
     def holds(self, state: State) -> bool:
         return not self.part.holds(state)
+
+    @property
+    def subjects(self) -> frozenset[str]:
+        return self.part.subjects
 
     def __str__(self) -> str:
         return f"not {self.part}"

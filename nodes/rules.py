@@ -43,6 +43,11 @@ class Rules(Node):
     def outcomes(self) -> frozenset[str]:
         return frozenset({name for name, _ in self.rules} | {self.otherwise})
 
+    @property
+    def hints(self) -> frozenset[str]:
+        subjects = frozenset().union(*(condition.subjects for _, condition in self.rules))
+        return frozenset(name.removeprefix("hint.") for name in subjects if name.startswith("hint."))
+
     async def run(self, state: State, hop: "Hop") -> Verdict:
         for index, (name, condition) in enumerate(self.rules):
             if condition.holds(state):

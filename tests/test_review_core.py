@@ -44,8 +44,6 @@ class SlowLedger(MemoryLedger):
 
     immediate = False
 
-    immediate = False
-
     async def reserve(self, reservation_id: str, amount: Amount, accounts: tuple[Account, ...]) -> Reservation:
         held = await super().reserve(reservation_id, amount, accounts)
         await asyncio.sleep(0.02)

@@ -86,6 +86,7 @@ class Mesh:
         self.door = door or door_of(clock or SystemClock(), catalogue, providers, ledger)
         self._ids = ids or RandomIds(self.door.clock)
         self._rng = rng or random.Random()
+        self.hints = self.graph.hints()
         self._compiled = Compiled(self.graph, form)
         self._record = record or _forget
 
@@ -172,7 +173,8 @@ class Mesh:
             finally:
                 await booked(self.door.ledger, self.door.ledger.finish(run.accounts[0]))
         except asyncio.CancelledError:
-            run.stop(Ended.CANCELLED, Cause.REQUEST_CANCELLED)
+            # A branch may have ended the traversal just before, while its losers were still settling.
+            run.ended, run.cause = Ended.CANCELLED, Cause.REQUEST_CANCELLED
             self._record(self._cancelled(run, cursor))
             raise
         finish(run, cursor)

@@ -35,7 +35,7 @@ from mesh.serve.replies import (
 )
 from mesh.serve.status import Failed, failure_of, failure_of_request
 from mesh.serve.traversals import TraversalPages
-from mesh.serve.wire import ChatCall, parse_chat
+from mesh.serve.wire import ChatCall, ignored_hints, parse_chat
 from mesh.trace import Traversal
 
 log = logging.getLogger("mesh.api")
@@ -197,14 +197,19 @@ class Api:
         request_id = mesh.new_id()
         created = int(clock.wall().timestamp())
         stream = EventStream(send, request_id, call.model, created, include_usage=call.include_usage)
+        meta = _meta(call, headers, mesh.hints)
+        sink = stream.deliver if call.stream else None
         with _watching(receive):
-            finished = await mesh.traverse(
-                call.request,
-                started_us=started_us,
-                request_id=request_id,
-                meta=_meta(call, headers),
-                sink=stream.deliver if call.stream else None,
-            )
+            try:
+                finished = await mesh.traverse(
+                    call.request, started_us=started_us, request_id=request_id, meta=meta, sink=sink
+                )
+            except Exception:
+                if not stream.started:
+                    raise
+                log.exception("request %s failed in the engine, in the middle of its stream", request_id)
+                await stream.fail(INTERNAL)
+                return
             await self._reply(send, mesh, finished, stream if call.stream else None, started_us, created)
 
     async def _reply(
@@ -237,7 +242,7 @@ class Api:
         await send_error(send, failed.status, failed.body(), headers)
 
 
-def _meta(call: ChatCall, headers: Mapping[str, str]) -> Meta:
+def _meta(call: ChatCall, headers: Mapping[str, str], read: frozenset[str]) -> Meta:
     """What the headers say of a request. The client's own id is kept, never used as ours."""
     client_id = None if "x-mesh-minted-id" in headers else headers.get("x-request-id")
     retries = headers.get("x-stainless-retry-count", "0")
@@ -246,7 +251,7 @@ def _meta(call: ChatCall, headers: Mapping[str, str]) -> Meta:
         client_request_id=_printable(client_id) if client_id else None,
         user=_printable(call.user) if call.user else None,
         client_retry=int(retries) if retries.isascii() and retries.isdigit() and len(retries) < 4 else 0,
-        ignored_hints=call.ignored_hints,
+        ignored_hints=ignored_hints(call, read),
         traceparent=parent if TRACEPARENT.fullmatch(parent) else None,
     )
 

@@ -20,6 +20,8 @@ from mesh.vocabulary import Priority, Privacy, Risk
 
 KEY = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"(\s*:)?')
 COLON_BEHIND_SPACE = (b" :", b"\t:", b"\n:", b"\r:")
+DOOR_HINTS = frozenset({"latency_ms", "max_cost_usd", "privacy", "region", "allow", "deny"})
+KEPT_HINTS = frozenset({"session", "workflow", "task", "tags", "retry_of"})  # what a record says of its request
 MAX_SEED = 2**63 - 1
 MAX_AMOUNT = 64
 MAX_DEPTH = 200  # orjson writes 254 levels, and a request is written with more around it
@@ -118,7 +120,7 @@ class ChatCall:
     stream: bool
     include_usage: bool
     user: str | None = None
-    ignored_hints: tuple[Mapping[str, Any], ...] = field(default=())
+    hints_given: frozenset[str] = frozenset()
 
 
 def parse_chat(body: bytes, draw_seed: int) -> ChatCall:
@@ -148,7 +150,7 @@ def parse_chat(body: bytes, draw_seed: int) -> ChatCall:
         stream=bool(chat.stream),
         include_usage=bool(chat.stream_options and chat.stream_options.include_usage),
         user=chat.user,
-        ignored_hints=_ignored(hints),
+        hints_given=frozenset(data.get("mesh") or ()),
     )
 
 
@@ -264,12 +266,12 @@ def _max_cost_nusd(value: str | float | None) -> int | None:
         raise RequestError(f"mesh.max_cost_usd: {error}", "mesh.max_cost_usd") from error
 
 
-def _ignored(hints: Hints) -> tuple[Mapping[str, Any], ...]:
-    """Hints that no part of this version acts on: listed, not silently dropped."""
-    ignored = []
-    if hints.when == "batch":
-        ignored.append({"hint": "when", "value": "batch", "why": "no batch queue is configured; answered now"})
-    return tuple(ignored)
+def ignored_hints(call: ChatCall, read: frozenset[str]) -> tuple[Mapping[str, Any], ...]:
+    """The hints that were given and that neither the door nor any node of the graph acts on: listed, never dropped."""
+    return tuple(
+        {"hint": name, "why": "no node of this graph reads it"}
+        for name in sorted(call.hints_given - DOOR_HINTS - KEPT_HINTS - read)
+    )
 
 
 def _explained(error: ValidationError, data: Mapping[str, Any], prefix: str) -> RequestError:
