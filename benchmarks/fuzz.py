@@ -349,10 +349,13 @@ async def _requests(api: Api, seed: int, cases: int, tally: Tally, tell: Callabl
 async def _sent(api: Api, rng: random.Random, body: bytes) -> list[dict[str, Any]]:
     """One request as an ASGI server would hand it over, and what the app sent back."""
     sent: list[dict[str, Any]] = []
+    left = False
     events = _events(rng, body)
 
     async def receive() -> dict[str, Any]:
+        nonlocal left
         event = next(events, None)
+        left = left or (event or {}).get("type") == "http.disconnect"
         if event is None:
             await asyncio.sleep(3_600)  # the client waits
         return event or {"type": "http.disconnect"}
@@ -361,8 +364,8 @@ async def _sent(api: Api, rng: random.Random, body: bytes) -> list[dict[str, Any
         sent.append(dict(event))
 
     await api(_scope(rng), receive, send)
-    if not sent and body:
-        sent.append({"type": "left"})
+    if not sent:
+        sent.append({"type": "left" if left else "nothing"})
     return sent
 
 
@@ -401,6 +404,8 @@ def _judged(sent: list[dict[str, Any]]) -> tuple[str, str | None]:
     """What the answer was, and what is wrong with it."""
     if sent[0]["type"] == "left":
         return "left by their client", None
+    if sent[0]["type"] == "nothing":
+        return "nothing", "no answer at all"
     status = int(sent[0]["status"])
     body = b"".join(event.get("body", b"") for event in sent[1:])
     said = f"{status}"

@@ -167,7 +167,13 @@ def _fuzzed_api(counts: Counts, proof: Proof) -> bool:
 
 def without_paths(text: str) -> str:
     """The text with paths of this machine made relative or left out."""
-    for path, shown in ((str(ROOT) + "/", ""), (str(ROOT), "."), (sys.prefix, "<venv>"), (str(Path.home()), "~")):
+    for path, shown in (
+        (str(ROOT) + "/", ""),
+        (str(ROOT), "."),
+        (sys.prefix, "<venv>"),
+        (sys.base_prefix, "<python>"),
+        (str(Path.home()), "~"),
+    ):
         if len(path) > 2:
             text = text.replace(path, shown)
     return re.sub(r"/(?:tmp|usr|var|opt)/[^\s:'\"]+", "<path>", text)

@@ -6,7 +6,7 @@ Nothing runs before a request has passed here, so each of these errors means: no
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
