@@ -13,6 +13,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from mesh.errors import ConfigError
+from nodes.words import WordSums
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,17 +40,12 @@ def embed(texts: Sequence[str]) -> "NDArray[np.float32]":
     """
     import numpy as np  # noqa: PLC0415
 
-    weights, tokenizer = _embeddings()
-    readable = [_readable(text[:EMBED_CHARS]) for text in texts]
-    if len(readable) == 1:  # without the batch's threads
-        encoded = [tokenizer.encode(readable[0], add_special_tokens=False)]
-    else:
-        encoded = tokenizer.encode_batch(readable, add_special_tokens=False)
-    vectors = np.zeros((len(readable), DIMENSIONS), np.float32)
-    for row, tokens in enumerate(encoded):
-        if tokens.ids:
-            total = weights[tokens.ids].sum(0)  # the mean's direction
-            vectors[row] = total / sqrt(total @ total)
+    words = _words()
+    vectors = np.zeros((len(texts), DIMENSIONS), np.float32)
+    for row, text in enumerate(texts):
+        total = words.total(_readable(text[:EMBED_CHARS]))  # the mean's direction
+        if (length := sqrt(total @ total)) > 0:
+            vectors[row] = total / length
     return vectors
 
 
@@ -101,6 +97,11 @@ def _once(load: Callable[[], _Loaded]) -> Callable[[], _Loaded]:
             return loaded()
 
     return get
+
+
+@_once
+def _words() -> WordSums:
+    return WordSums(*_embeddings())
 
 
 @_once
