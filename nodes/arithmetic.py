@@ -16,6 +16,7 @@ from typing import Final
 TEXT_CHARS_MAX: Final = 400
 TOKENS_MAX: Final = 80
 NESTING_MAX: Final = 16
+DIGITS: Final = tuple("0123456789")  # what Fraction reads; a superscript is a digit too for str.isdigit
 LITERAL_DIGITS_MAX: Final = 30
 EXPONENT_MAX: Final = 256
 BITS_MAX: Final = 1_024  # of any numerator or denominator on the way
@@ -342,7 +343,7 @@ class _Parser:
     def _number(self, *, joined: bool = True) -> Fraction:
         """Digits or number words. `joined`: "one hundred and five" is one number, not two operands."""
         word = self._peek()
-        if not word[:1].isdigit() and (not word.startswith(".") or len(word) == 1):
+        if word[:1] not in DIGITS and (not word.startswith(".") or len(word) == 1):
             return self._words(joined=joined)
         self._take()
         digits = word.replace(",", "")

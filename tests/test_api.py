@@ -203,6 +203,7 @@ BAD = [
     (chat() | {"max_tokens": "12"}, "'max_tokens'"),
     (chat() | {"stream": "yes"}, "'stream'"),
     (chat() | {"n": 2}, "'n'"),
+    (chat() | {"functions": 1e5}, "'functions'"),
     (chat() | {"seed": 1.5}, "'seed'"),
     (chat() | {"mesh": []}, "'mesh' must be an object"),
     (chat() | {"mesh": {"prioritty": "best"}}, "Did you mean 'priority'?"),

@@ -186,3 +186,9 @@ def said(number: int) -> str:
     if number >= 20:
         return names[number // 10 + 18] + (f"-{names[number % 10]}" if number % 10 else "")
     return names[number]
+
+
+def test_a_superscript_alone_is_no_sum():
+    from nodes.arithmetic import solve
+
+    assert solve("²") is None

@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 import socket
+from typing import Any
 
 import pytest
 
@@ -43,7 +44,7 @@ def test_a_graph_opens_no_socket_and_spends_through_reservations_only(module, mo
         for name in ("connect", "connect_ex", "bind", "sendto"):
             monkeypatch.setattr(socket.socket, name, refuse)
         monkeypatch.setattr(socket, "getaddrinfo", refuse)
-        provider = mesh.door.providers["scripted"]
+        provider: Any = mesh.door.providers["scripted"]
         for prompt in PROMPTS:
             await mesh.ask(prompt, seed=1)
         reserved = {
