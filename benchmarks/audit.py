@@ -1,6 +1,8 @@
 """What must hold of every traversal of the soak: each check names what is wrong, in one line."""
 
 import asyncio
+import contextlib
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -26,6 +28,18 @@ class _Page:
     reserved: Amount = NOTHING
     settled: Amount = NOTHING
     overrun: Amount = NOTHING
+
+
+@contextlib.contextmanager
+def quiet(logger: str) -> Iterator[None]:
+    """Silence a logger inside: nodes that raise and clients that misbehave are part of what is proved."""
+    log = logging.getLogger(logger)
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 @dataclass(slots=True)

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import itertools
 import json
-import logging
 import random
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from typing import Any, Final
 
 import orjson
 
+from benchmarks.audit import quiet
 from budgets.memory import MemoryLedger
 from graphs.quickstart import graph as quickstart
 from mesh.catalogue import Catalogue
@@ -273,9 +273,8 @@ def _same(got: Any, expected: Any) -> bool:
 
 def fuzz_api(seed: int, cases: int, tell: Callable[[str], None]) -> Tally:
     """Hostile requests through the whole API: declared statuses only, OpenAI's error shape, and no traceback."""
-    logging.getLogger("mesh").setLevel(logging.CRITICAL)
     tally = Tally("API fuzz")
-    with tempfile.TemporaryDirectory(prefix="mesh-fuzz-") as folder:
+    with quiet("mesh"), tempfile.TemporaryDirectory(prefix="mesh-fuzz-") as folder:
         store = SqliteStore(Path(folder))
         writer = TraversalWriter(store)
         try:

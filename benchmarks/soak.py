@@ -7,7 +7,6 @@ import argparse
 import asyncio
 import contextlib
 import itertools
-import logging
 import random
 import sys
 import time
@@ -18,7 +17,7 @@ from typing import Any, Final
 
 import orjson
 
-from benchmarks.audit import Audit, AuditedLedger
+from benchmarks.audit import Audit, AuditedLedger, quiet
 from benchmarks.worlds import Asking, World, world_of
 from mesh.engine import Form, Mesh
 from mesh.providers.protocol import DeltaSink
@@ -91,7 +90,11 @@ def main() -> int:
 
 def soak(seed: int, traversals: int, tell: Callable[[str], None]) -> Tally:
     """Rounds from `seed` on, until there are so many traversals. Failures are told as they come, with their seed."""
-    logging.getLogger("mesh.walker").setLevel(logging.CRITICAL)  # nodes that raise are part of it
+    with quiet("mesh.walker"):
+        return _soaked(seed, traversals, tell)
+
+
+def _soaked(seed: int, traversals: int, tell: Callable[[str], None]) -> Tally:
     tally = Tally()
     began_s = shown_s = time.perf_counter()
     for number in itertools.count(seed):
