@@ -48,6 +48,8 @@ def say(call) -> Scripted:
         return Scripted("x", fails=AttemptStatus.UNAVAILABLE)
     if "cut" in text:
         return Scripted("one two three", fails=AttemptStatus.CUT, after_pieces=2)
+    if call.params.get("logprobs"):
+        return Scripted(pieces=["Par", "is"], text="Paris", logprobs=[-0.1, -0.2])
     return Scripted("Paris")
 
 
@@ -109,6 +111,14 @@ def test_a_stream_without_usage_has_its_totals_on_the_last_chunk(api):
     chunks = list(client(api).chat.completions.create(**chat(), stream=True))
     assert chunks[-1].choices[0].finish_reason == "stop"
     assert chunks[-1].model_extra["mesh"]["route"] == ["only"]
+
+
+def test_log_probabilities_come_whole_and_streamed(api):
+    whole = client(api).chat.completions.create(**chat(), logprobs=True)
+    assert [token.logprob for token in whole.choices[0].logprobs.content] == [-0.1, -0.2]
+    chunks = list(client(api).chat.completions.create(**chat(), logprobs=True, stream=True))
+    tokens = [t for c in chunks if c.choices and c.choices[0].logprobs for t in c.choices[0].logprobs.content]
+    assert [token.logprob for token in tokens] == [-0.1, -0.2]
 
 
 def test_tools_pass_through_whole_and_streamed(api):

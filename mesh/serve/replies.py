@@ -129,6 +129,7 @@ class EventStream:
                 held["tool_calls"] = [{"index": index, **call} for index, call in enumerate(calls)]
             await self.deliver(held)
         last = self._chunk({}, finish_reason(traversal, answer))
+        last["choices"][0]["logprobs"] = answer.logprobs  # of all tokens at once: clients add up what chunks bring
         totals = {"mesh": mesh_body(traversal)}
         if not self._include_usage:
             last.update(totals)
