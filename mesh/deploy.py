@@ -135,8 +135,12 @@ def absolute_paths(args: MeshArgs) -> tuple[str | None, str]:
     if named and not config.is_file():
         where = "config" if args.config else CONFIG_ENV
         raise ConfigError(where, f"no file at {config}.", "Give the path of a mesh.toml, or leave it out.")
-    store = Path(args.store).expanduser().absolute() if args.store else config.parent / ".mesh"
-    return (str(config) if config.is_file() else None), str(store)
+    found = str(config) if config.is_file() else None
+    if args.store:
+        return found, str(Path(args.store).expanduser().absolute())
+    from mesh.config import load_config
+
+    return found, str(load_config(found, {}).store.path)
 
 
 def _build(paths: Sequence[str], args: MeshArgs) -> "Application":

@@ -138,3 +138,24 @@ def test_called_outside_serve_run_it_builds_an_application_and_starts_nothing(tm
     assert settings["graphs"] == ["tests.cluster.echo:graph"]
     assert settings["store"] == str(tmp_path)
     assert options == {"replicas": 2, "ongoing": 1_000, "grace": 60.0, "cpus": 0.25, "tiers": []}
+
+
+def test_the_store_is_where_the_configuration_says_for_replicas_as_for_the_command_line(tmp_path):
+    from mesh.cli.stores import store_folder
+    from mesh.deploy import MeshArgs, absolute_paths
+
+    config = tmp_path / "mesh.toml"
+    config.write_text('[store]\npath = "kept"\n')
+    assert absolute_paths(MeshArgs(config=str(config))) == (str(config), str(tmp_path / "kept"))
+    assert store_folder(None, str(config)) == tmp_path / "kept"
+    assert absolute_paths(MeshArgs(config=str(config), store=str(tmp_path / "own")))[1] == str(tmp_path / "own")
+
+
+def test_content_that_cannot_be_kept_is_refused_and_not_ignored(tmp_path):
+    from mesh.serve.ingress import preflight
+
+    config = tmp_path / "mesh.toml"
+    config.write_text("[traces]\ncontent = true\n")
+    settings = {"config": str(config), "graphs": ["graphs.static:graph"], "host": "127.0.0.1"}
+    with pytest.raises(ConfigError, match="cannot keep content"):
+        preflight(settings)

@@ -50,6 +50,9 @@ def preflight(settings: Mapping[str, Any]) -> Sequence[PlacedTier]:
     config = load_config(settings["config"], os.environ)
     graphs = [graph_at(path).build() for path in settings["graphs"]]
     config.check_graphs([graph.name for graph in graphs])
+    if config.keep_content:
+        remedy = "Leave it out: nothing is kept but what `docs/ARCHITECTURE.md` says."
+        raise ConfigError(f"{config.source}: traces.content", "this version cannot keep content.", remedy)
     for graph in graphs:
         _check_tiers(graph, config)
     for spec in config.catalogue.tiers.values():
