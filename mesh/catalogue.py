@@ -10,6 +10,8 @@ import orjson
 from mesh.prices import Prices
 from mesh.vocabulary import Capability, Privacy
 
+US_PER_HOUR: Final = 3_600_000_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
@@ -67,6 +69,10 @@ class ModelSpec:
     per_hour_nusd: int | None = None
     price_source: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def rental_nusd(self, run_us: int) -> int:
+        """What so long a run costs on a machine of our own that is paid by the hour, rounded up."""
+        return -(-(self.per_hour_nusd or 0) * run_us // US_PER_HOUR)
 
     def describe(self) -> dict[str, Any]:
         """Plain data, for the digest. Holds no secret."""

@@ -189,7 +189,9 @@ class Hop:
         bound = "utf8_bytes" if bytes_bound <= spec.context_window else "context_window"
         input_tokens = min(bytes_bound, spec.context_window)
         choices = params.get("n") or 1
-        amount = Amount(candidate.prices.bound_nusd(input_tokens, output * choices), input_tokens + output * choices)
+        bound_nusd = candidate.prices.bound_nusd(input_tokens, output * choices)
+        bound_nusd += spec.rental_nusd(spec.timeouts.total_us)
+        amount = Amount(bound_nusd, input_tokens + output * choices)
         self.reserve_us += self.now_us() - began_us
         return Quote(amount, input_tokens, output, bound)
 
@@ -381,9 +383,10 @@ class Hop:
         # A usage record in the middle of a call that then failed may be a running one.
         reported = progress.usage if record.status is AttemptStatus.OK else None
         usage = Usage() if free else reported or _estimate(spec, call, progress)
+        record.run_us = max(0, ended_us - began_us - progress.queue_us - progress.transport_us)
         prices = spec.prices
         cost_nusd = prices.cost_nusd(usage) if prices else 0
-        record.run_us = max(0, ended_us - began_us - progress.queue_us - progress.transport_us)
+        cost_nusd += 0 if free else spec.rental_nusd(record.run_us)
         record.first_token_us = progress.first_token_us
         record.usage, record.cost_nusd = usage, cost_nusd
         record.estimated = not free and reported is None

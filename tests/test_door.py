@@ -88,6 +88,18 @@ def test_a_tier_without_price_of_its_own_is_reserved_and_settled_all_the_same():
     assert settled(ledger).tokens == told.traversal.input_tokens + told.traversal.output_tokens > 0
 
 
+def test_a_tier_on_a_machine_by_the_hour_is_charged_by_its_run_time():
+    ledger = MemoryLedger()
+    specs = {"small": spec_of("small", prices=NOT_PRICED, per_hour_nusd=3_600_000_000)}
+    told = asked(pinned_one(), {"small": Scripted("fine", delay_us=250_000)}, specs=specs, ledger=ledger)
+    (attempt,) = attempts(told.traversal)
+    assert attempt.cost_nusd == attempt.run_us == 250_000
+    assert settled(ledger).nusd == 250_000
+    assert attempt.reserved_nusd == specs["small"].timeouts.total_us
+    unsent = asked(pinned_one(), {"small": Scripted("x", fails=AttemptStatus.UNAVAILABLE)}, specs=specs)
+    assert unsent.traversal.cost_nusd == 0
+
+
 def test_a_cycle_stops_at_its_hop_cap_with_the_partial_answer():
     told = asked(loop(Cap(hops=7)), {"small": "partial"})
     assert told.traversal.outcome is Ended.CAPPED
