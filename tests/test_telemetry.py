@@ -378,9 +378,15 @@ def test_the_global_tracer_provider_is_left_alone(exported):
 
 def test_closing_does_not_wait_for_a_collector_that_is_away(monkeypatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "3")  # seconds that it goes on trying after we have gone
+    before = set(threading.enumerate())
     telemetry = from_environment(EMPTY)
     assert isinstance(telemetry, Telemetry)
     telemetry.export(samples.four_hops())
     began = time.perf_counter()
     telemetry.close(timeout_s=0.2)
     assert time.perf_counter() - began < 2
+    # Its tries draw from the global randomness, which a later property test would take for its own.
+    for thread in set(threading.enumerate()) - before:
+        thread.join(20)
+        assert not thread.is_alive()
