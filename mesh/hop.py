@@ -94,9 +94,6 @@ class Hop:
     def now_us(self) -> int:
         return self._run.now_us()
 
-    def has_tier(self, tier: str) -> bool:
-        return self._run.door.catalogue.get(tier) is not None
-
     def reject(self, candidate: str, reason: Reason, **detail: Signal) -> None:
         """Record a candidate that was not taken, with figures."""
         self.record.rejected.append(Rejection(candidate, reason, detail))

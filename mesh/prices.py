@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from mesh.units import ceil_nusd
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:
@@ -71,14 +73,14 @@ class Prices:
             + (usage.output - usage.reasoning) * rates.output_pusd
             + usage.reasoning * rates.reasoning_pusd
         )
-        return -(-pusd // 1_000)
+        return ceil_nusd(pusd)
 
     def bound_nusd(self, input_tokens: int, output_tokens: int) -> int:
         """The most that a call with at most so many tokens can cost: the dearest rate of any step that it may reach."""
         reachable = [self.base, *(rates for above, rates in self.steps if input_tokens > above)]
         input_pusd = max(rates.dearest_input_pusd for rates in reachable)
         output_pusd = max(rates.dearest_output_pusd for rates in reachable)
-        return -(-(input_tokens * input_pusd + output_tokens * output_pusd) // 1_000)
+        return ceil_nusd(input_tokens * input_pusd + output_tokens * output_pusd)
 
 
 NOT_PRICED = Prices(

@@ -63,7 +63,6 @@ FAILURES: Final[frozenset[str]] = frozenset(Failure)
 
 OK: Final = "ok"
 TRUNCATED: Final = "truncated"
-ANSWERED: Final[frozenset[str]] = frozenset({OK, TRUNCATED})
 CANCELLED: Final = "cancelled"  # a loser of a join, or a hop of a traversal that was cancelled
 FAULT: Final = "fault"  # the node's own code raised; ends the traversal as `error`
 CAPPED: Final = "capped"

@@ -11,7 +11,8 @@ from mesh.providers.protocol import Provider
 if TYPE_CHECKING:
     from mesh.providers.engine import EngineSource
 
-KNOWN = ("openai", "local", "recorded", "scripted")
+KNOWN = ("openai", "local")
+HANDED_IN = ("recorded", "scripted")  # made in Python, with a recording or a script: `Mesh(graph, providers=...)`
 
 
 def providers_for(catalogue: Catalogue, clock: Clock, engines: "EngineSource | None" = None) -> Mapping[str, Provider]:
@@ -33,4 +34,6 @@ def _made(name: str, clock: Clock, engines: "EngineSource | None") -> Provider:
         from mesh.providers.local import LocalProvider  # noqa: PLC0415
 
         return LocalProvider(engines or GgufEngines(), clock)
-    raise ConfigError("mesh.toml", f"no provider {name!r}.{nearest(name, KNOWN)}")
+    if name in HANDED_IN:
+        raise ConfigError("mesh.toml", f"provider {name!r} is handed in by Python code: Mesh(graph, providers=...).")
+    raise ConfigError("mesh.toml", f"provider {name!r} is not built in.{nearest(name, KNOWN)}")

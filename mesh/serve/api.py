@@ -221,7 +221,8 @@ class Api:
         try:
             failed = failure_of(traversal, answer)
             if failed is not None or answer is None:
-                await self._fail(send, traversal, failed or INTERNAL, stream, started_us)
+                headers = reply_headers(traversal, started_us, clock.now_us())
+                await _fail(send, failed or INTERNAL, stream, headers)
             elif stream is not None:
                 await stream.finish(finished, answer)
             else:
@@ -230,16 +231,13 @@ class Api:
         finally:
             self._keep(finished.written(started_us, clock.now_us()))
 
-    async def _fail(
-        self, send: Send, traversal: Traversal, failed: Failed, stream: EventStream | None, started_us: int
-    ) -> None:
-        """An error reply; once a stream has begun, an error event."""
-        if stream is not None and stream.started:
-            await stream.fail(failed)
-            return
-        now_us = next(iter(self._models.meshes.values())).door.clock.now_us()
-        headers = [*reply_headers(traversal, started_us, now_us), *failure_headers(failed)]
-        await send_error(send, failed.status, failed.body(), headers)
+
+async def _fail(send: Send, failed: Failed, stream: EventStream | None, headers: list[tuple[bytes, bytes]]) -> None:
+    """An error reply; once a stream has begun, an error event."""
+    if stream is not None and stream.started:
+        await stream.fail(failed)
+        return
+    await send_error(send, failed.status, failed.body(), [*headers, *failure_headers(failed)])
 
 
 def _meta(call: ChatCall, headers: Mapping[str, str], read: frozenset[str]) -> Meta:

@@ -27,7 +27,6 @@ MAX_AMOUNT = 64
 MAX_DEPTH = 200  # orjson writes 254 levels, and a request is written with more around it
 SHOWN = 64  # characters of a name, and names, that an error quotes or looks through
 OWN_FIELDS = frozenset({"model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "mesh"})
-NAMED_CONTENT = ("user", "metadata")
 
 
 class _Strict(BaseModel):
@@ -117,7 +116,6 @@ class ChatCall:
 
     model: str
     request: Request
-    seed_given: bool
     stream: bool
     include_usage: bool
     user: str | None = None
@@ -147,7 +145,6 @@ def parse_chat(body: bytes, draw_seed: int) -> ChatCall:
     return ChatCall(
         model=chat.model,
         request=request,
-        seed_given=chat.seed is not None,
         stream=bool(chat.stream),
         include_usage=bool(chat.stream_options and chat.stream_options.include_usage),
         user=chat.user,
