@@ -74,4 +74,6 @@ class Limits:
 
     def narrowed(self, *, cost_nusd: int | None = None, time_us: int | None = None) -> "Limits":
         """These limits with what the caller asked for, where that is less."""
+        if cost_nusd is None and time_us is None:
+            return self
         return replace(self, cost_nusd=lower(self.cost_nusd, cost_nusd), time_us=lower(self.time_us, time_us))

@@ -1,0 +1,241 @@
+"""The threads of a durable ledger: lanes carry out operations in batches, a syncer makes them survive a power cut."""
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Any, Final, TypeAlias
+
+from budgets.operation import Conflict, Flush, Found, Operation, Reserve, Resolve
+from budgets.store import InDoubtError, LedgerStore
+from mesh.errors import LedgerUnavailableError
+
+log = logging.getLogger("mesh.ledger")
+
+LINGER_S: Final = 0.005
+"""How long what nobody waits for may wait for company."""
+
+MAX_BATCH: Final = 256
+IDLE_S: Final = 0.25  # a lane looks by itself this often, should its event loop have gone
+FIRST_RETRY_S: Final = 0.05
+LONGEST_RETRY_S: Final = 1.0
+
+Waiter = asyncio.Future[Any]
+
+
+@dataclass(slots=True)
+class Job:
+    """An operation, and who waits for its outcome, if anybody does."""
+
+    operation: Operation
+    waiter: Waiter | None = None
+
+
+Unheard: TypeAlias = Callable[[Job, Any], None]
+
+
+class Lane:
+    """One thread that carries out operations in the order in which they came."""
+
+    def __init__(self, store: LedgerStore, number: int, syncer: "Syncer | None") -> None:
+        self.problem: str | None = None
+        self._store = store
+        self._number = number
+        self._syncer = syncer
+        self._jobs: deque[Job] = deque()
+        self._tokens: SimpleQueue[None] = SimpleQueue()
+        self._at_work = 0
+        self._armed = False
+        self._stopping = False
+        self._retry_s = 0.0
+        self._thread = threading.Thread(target=self._run, name=f"mesh-ledger-{number}", daemon=True)
+        self._thread.start()
+
+    @property
+    def queued(self) -> int:
+        """How many operations are not carried out yet."""
+        return len(self._jobs) + self._at_work
+
+    def put(self, job: Job) -> None:
+        """Hand over an operation. Never blocks. What is waited for is carried out at once, with all before it."""
+        if self._stopping:
+            self._fail([job], LedgerUnavailableError("it was closed"))
+            return
+        self._jobs.append(job)
+        if job.waiter is not None:
+            self._tokens.put(None)
+        elif not self._armed:
+            self._armed = True
+            try:
+                asyncio.get_running_loop().call_later(LINGER_S, self._wake)
+            except RuntimeError:
+                self._wake()
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._tokens.put(None)
+        self._thread.join()
+
+    def _wake(self) -> None:
+        self._armed = False
+        self._tokens.put(None)
+
+    def _run(self) -> None:
+        while not self._stopping:
+            with contextlib.suppress(Empty):
+                self._tokens.get(timeout=self._retry_s or IDLE_S)
+                while not self._tokens.empty():
+                    self._tokens.get_nowait()
+            self._drain()
+        self._drain()
+        self._fail(list(self._jobs), LedgerUnavailableError("it was closed"))
+
+    def _drain(self) -> None:
+        while self._jobs:
+            batch = [self._jobs.popleft() for _ in range(min(len(self._jobs), MAX_BATCH))]
+            self._at_work = len(batch)
+            asked = self._work([job for job in batch if job.waiter is None or not job.waiter.done()])
+            self._at_work = 0
+            if not asked:
+                return
+
+    def _work(self, jobs: list[Job]) -> bool:
+        """Carry out a batch. False if the store cannot be asked: what nobody waits for is then owed."""
+        if not jobs:
+            return True
+        try:
+            outcomes = self._store.apply(self._number, [job.operation for job in jobs])
+        except LedgerUnavailableError as error:
+            self._owe(jobs, error)
+            return False
+        except Exception as error:
+            if len(jobs) > 1:
+                outcomes = [self._work([job]) for job in jobs]  # one is at fault, and the others must not suffer
+                return all(outcomes)
+            log.exception("an operation of the ledger failed and is dropped: %s", type(jobs[0].operation).__name__)
+            self._fail(jobs, error)
+            return True
+        self.problem, self._retry_s = None, 0.0
+        self._done(jobs, outcomes)
+        return True
+
+    def _owe(self, jobs: list[Job], error: LedgerUnavailableError) -> None:
+        if self.problem is None:
+            log.warning("the ledger cannot be asked: %s", error.why)
+        self.problem = error.why
+        self._retry_s = min(LONGEST_RETRY_S, self._retry_s * 2 or FIRST_RETRY_S)
+        self._jobs.extendleft(job for job in reversed(jobs) if job.waiter is None)
+        if isinstance(error, InDoubtError):
+            # The batch may have been kept: its callers are told that nothing is held, so nothing may be.
+            for job in jobs:
+                if isinstance(operation := job.operation, Reserve):
+                    self._jobs.append(Job(Resolve(operation.id, operation.accounts, 1, None)))
+        self._fail([job for job in jobs if job.waiter is not None], error)
+
+    def _done(self, jobs: Sequence[Job], outcomes: Sequence[Any]) -> None:
+        """Answer who waits. A flush is answered once all before it survives a power cut."""
+        answers: list[tuple[Job, Any]] = []
+        flushes: list[Job] = []
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            if job.waiter is None:
+                if isinstance(outcome, Conflict) and not _never_held(job.operation, outcome):
+                    log.error("reservation %s is %s, so it is not resolved again", outcome.id, outcome.state)
+            elif isinstance(job.operation, Flush) and self._syncer is not None:
+                flushes.append(job)
+            else:
+                answers.append((job, outcome))
+        if self._syncer is not None and (flushes or any(isinstance(job.operation, Resolve) for job in jobs)):
+            self._syncer.put(flushes)
+        answer(answers, self.give_back)
+
+    def _fail(self, jobs: Sequence[Job], error: Exception) -> None:
+        answer([(job, error) for job in jobs], self.give_back)
+
+    def give_back(self, job: Job, outcome: Any) -> None:
+        """Nobody waits for this reservation any more."""
+        operation = job.operation
+        if isinstance(operation, Reserve) and isinstance(outcome, Found) and outcome.fresh:
+            self.put(Job(Resolve(operation.id, operation.accounts, outcome.epoch, None)))
+
+
+class Syncer:
+    """One thread that makes what was booked survive a power cut, as often as the disk can."""
+
+    def __init__(self, store: LedgerStore) -> None:
+        self.problem: str | None = None
+        self._store = store
+        self._asked: SimpleQueue[list[Job] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="mesh-ledger-sync", daemon=True)
+        self._thread.start()
+
+    def put(self, jobs: list[Job]) -> None:
+        """Sync, then answer these."""
+        self._asked.put(jobs)
+
+    def stop(self) -> None:
+        self._asked.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        stopping = False
+        while not stopping:
+            asked = [self._asked.get()]
+            while not self._asked.empty():
+                asked.append(self._asked.get_nowait())
+            stopping = None in asked
+            self._sync([job for jobs in asked if jobs for job in jobs])
+
+    def _sync(self, jobs: list[Job]) -> None:
+        try:
+            self._store.sync()
+            self.problem = None
+        except LedgerUnavailableError as error:
+            self.problem = error.why
+            answer([(job, error) for job in jobs], _ignore)
+            return
+        except Exception as error:
+            log.exception("the ledger could not be synced")
+            answer([(job, error) for job in jobs], _ignore)
+            return
+        answer([(job, None) for job in jobs], _ignore)
+        try:
+            self._store.tidy()
+        except Exception:
+            log.exception("the ledger could not be tidied")
+
+
+def answer(answers: Iterable[tuple[Job, Any]], unheard: Unheard) -> None:
+    """Tell event loops the outcomes, each loop once. `unheard` gets what nobody waits for any more."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Waiter, Job, Any]]] = {}
+    for job, outcome in answers:
+        if (waiter := job.waiter) is not None:
+            by_loop.setdefault(waiter.get_loop(), []).append((waiter, job, outcome))
+    for loop, told in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_tell, told, unheard)
+        except RuntimeError:  # the loop is closed
+            for _, job, outcome in told:
+                unheard(job, outcome)
+
+
+def _tell(told: Sequence[tuple[Waiter, Job, Any]], unheard: Unheard) -> None:
+    for waiter, job, outcome in told:
+        if waiter.done():
+            unheard(job, outcome)
+        elif isinstance(outcome, Exception):
+            waiter.set_exception(outcome)
+        else:
+            waiter.set_result(outcome)
+
+
+def _never_held(operation: Operation, outcome: Conflict) -> bool:
+    """Whether a hold that was given back in doubt had never come to be."""
+    return outcome.state == "unknown" and isinstance(operation, Resolve) and operation.actual is None
+
+
+def _ignore(job: Job, outcome: Any) -> None:
+    """Nothing was held for it."""

@@ -1,0 +1,224 @@
+"""Operations share transactions, and suffer neither from one another nor from callers that have gone."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from budgets.account import NOTHING
+from budgets.durable import DurableLedger
+from budgets.operation import Look
+from budgets.sqlite import SqliteLedgerStore
+from budgets.store import InDoubtError
+from mesh.errors import LedgerUnavailableError
+from tests.ledgers import request, tenant, usd
+
+
+class Store(SqliteLedgerStore):
+    """A store that a test may hold up, and whose faults it decides. It notes the size of each batch."""
+
+    def __init__(self, path):
+        super().__init__(path)
+        self.path = path
+        self.gate = threading.Event()
+        self.gate.set()
+        self.batches = []
+        self.lost_commits = 0
+        self.away = False
+        self.asked = 0
+
+    def apply(self, lane, operations):
+        self.gate.wait(10)
+        self.asked += 1
+        if self.away:
+            raise LedgerUnavailableError("away")
+        if Look("faulty") in operations:
+            raise KeyError("a fault of ours")
+        outcomes = super().apply(lane, operations)
+        self.batches.append(len(operations))
+        if self.lost_commits:
+            self.lost_commits -= 1
+            raise InDoubtError("the answer was lost")
+        return outcomes
+
+
+def on(tmp_path, work, **options):
+    async def go():
+        store = Store(tmp_path / "l.sqlite3")
+        book = DurableLedger(store, **options)
+        await work(book, store)
+        assert await book.verify() is None
+        await book.close()
+
+    asyncio.run(go())
+
+
+def until_booked(book):
+    until = time.perf_counter() + 10
+    while book.owed and time.perf_counter() < until:
+        time.sleep(0.02)
+
+
+def test_what_queues_up_meanwhile_is_one_transaction(tmp_path):
+    async def work(book, store):
+        store.gate.clear()
+        asking = [asyncio.ensure_future(book.reserve(f"r{n}:0:1", usd(1), (tenant(50),))) for n in range(100)]
+        await asyncio.sleep(0.05)
+        assert book.owed >= 90
+        store.gate.set()
+        outcomes = await asyncio.gather(*asking, return_exceptions=True)
+        assert sum(not isinstance(each, Exception) for each in outcomes) == 50
+        assert max(store.batches) >= 90
+
+    on(tmp_path, work)
+
+
+def test_a_faulty_operation_fails_alone(tmp_path):
+    async def work(book, store):
+        store.gate.clear()
+        before = asyncio.ensure_future(book.reserve("r:0:1", usd(1), (tenant(),)))
+        faulty = asyncio.ensure_future(book._ask(book._lanes[0], Look("faulty")))
+        after = asyncio.ensure_future(book.reserve("r:0:2", usd(2), (tenant(),)))
+        await asyncio.sleep(0.05)
+        store.gate.set()
+        with pytest.raises(KeyError, match="a fault of ours"):
+            await faulty
+        assert ((await before).state, (await after).state) == ("live", "live")
+        assert (await book.balance(tenant())).reserved == usd(1) + usd(2)
+        assert book.problem is None
+
+    on(tmp_path, work)
+
+
+def test_a_lost_answer_to_a_commit_leaves_nothing_held(tmp_path):
+    async def work(book, store):
+        store.lost_commits = 1
+        with pytest.raises(LedgerUnavailableError, match="the answer was lost"):
+            await book.reserve("r:0:1", usd(5), (tenant(),))
+        await book.flush()
+        assert (await book.balance(tenant())).reserved == NOTHING
+        held = await book.reserve("r:1:1", usd(5), (tenant(),))
+        store.lost_commits = 1
+        await book.settle(held, usd(3), estimated=False)
+        with pytest.raises(LedgerUnavailableError):
+            await book.flush()
+        await book.flush()
+        assert (await book.balance(tenant())).settled == usd(3)
+        assert [str(entry.kind) for entry in await book.entries()] == ["released", "settled"]
+
+    on(tmp_path, work)
+
+
+def test_a_store_that_hangs_is_no_answer_in_time_and_what_it_then_holds_is_given_back(tmp_path):
+    async def work(book, store):
+        store.gate.clear()
+        began = time.perf_counter()
+        with pytest.raises(LedgerUnavailableError, match="no answer within"):
+            await book.reserve("r:0:1", usd(5), (tenant(),))
+        assert 0.1 <= time.perf_counter() - began < 5
+        store.gate.set()
+        await asyncio.sleep(0.05)
+        await book.flush()
+        assert (await book.balance(tenant())).reserved == NOTHING
+
+    on(tmp_path, work, wait_s=0.1)
+
+
+def test_a_store_that_is_away_is_asked_now_and_then_and_what_is_owed_keeps_its_order(tmp_path):
+    async def work(book, store):
+        held = [await book.reserve(f"r{n}:0:1", usd(5), (tenant(),)) for n in range(6)]
+        store.away, store.asked = True, 0
+        for n, each in enumerate(held):
+            await book.settle(each, usd(n), estimated=False)
+        await asyncio.sleep(0.5)
+        assert 1 <= store.asked <= 12
+        assert book.problem == "away"
+        assert book.owed == 6
+        store.away = False
+        await asyncio.to_thread(until_booked, book)  # nobody asks; the lane tries again by itself
+        assert [entry.ref for entry in await book.entries()] == [each.id for each in held]
+        assert book.problem is None
+
+    on(tmp_path, work)
+
+
+def test_callers_that_left_before_their_turn_cost_nothing(tmp_path):
+    async def work(book, store):
+        store.gate.clear()
+        first = asyncio.ensure_future(book.reserve("r:0:1", usd(1), (tenant(),)))
+        await asyncio.sleep(0.02)
+        asking = [asyncio.ensure_future(book.reserve(f"q{n}:0:1", usd(1), (request(f"q{n}"),))) for n in range(20)]
+        await asyncio.sleep(0.02)
+        for task in asking:
+            task.cancel()
+        store.gate.set()
+        await first
+        await book.flush()
+        assert sum(store.batches) <= 3
+        assert len(await book.entries()) == 0
+
+    on(tmp_path, work)
+
+
+def test_a_ledger_outlives_the_loop_of_a_caller(tmp_path):
+    store = Store(tmp_path / "l.sqlite3")
+    book = DurableLedger(store)
+
+    async def leave():
+        held = await book.reserve("r:0:1", usd(5), (tenant(),))
+        await book.settle(held, usd(3), estimated=False)  # and the loop ends before it is carried out
+
+    async def look():
+        for _ in range(100):
+            if (await book.balance(tenant())).settled == usd(3):
+                break
+            await asyncio.sleep(0.05)
+        assert (await book.balance(tenant())).settled == usd(3)
+        await book.close()
+
+    asyncio.run(leave())
+    until_booked(book)
+    assert book.owed == 0, "a lane looks by itself"
+    asyncio.run(look())
+
+
+def test_closing_books_what_is_owed(tmp_path):
+    async def close_at_once():
+        before = set(threading.enumerate())
+        book = DurableLedger(SqliteLedgerStore(tmp_path / "l.sqlite3"))
+        held = await book.reserve("r:0:1", usd(5), (tenant(),))
+        await book.settle(held, usd(3), estimated=False)
+        await book.close()
+        begun = set(threading.enumerate()) - before
+        assert not [each for each in begun if each.name.startswith("mesh-ledger")]
+
+    async def look():
+        book = DurableLedger(SqliteLedgerStore(tmp_path / "l.sqlite3"))
+        assert (await book.balance(tenant())).settled == usd(3)
+        await book.close()
+
+    asyncio.run(close_at_once())
+    asyncio.run(look())
+
+
+def test_a_long_log_is_moved_into_the_file_beside_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("budgets.sqlite_file.WAL_PAGES", 8)
+
+    async def pairs(book, names):
+        for name in names:
+            held = await book.reserve(f"{name}:0:1", usd(1), (tenant(name=name),))
+            await book.settle(held, usd(1), estimated=False)
+            await book.flush()
+
+    async def work(book, store):
+        before = store.path.stat().st_size
+        await pairs(book, [f"a{n}" for n in range(40)])
+        await asyncio.sleep(0.1)  # the syncer's own tidying is over
+        store.tidy()
+        assert store.path.stat().st_size > before, "pages are in the file"
+        log = store.path.with_name("l.sqlite3-wal").stat().st_size
+        await pairs(book, ["b1", "b2", "b3"])
+        assert store.path.with_name("l.sqlite3-wal").stat().st_size == log, "and the log began anew"
+
+    on(tmp_path, work)
