@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from mesh.catalogue import Endpoint
 from mesh.clock import SystemClock
 from mesh.prices import Usage
-from mesh.providers import openai as wire
+from mesh.providers import http_wire
 from mesh.providers.openai import OpenAIProvider
 from mesh.providers.openai_reply import Assembly
 from mesh.providers.protocol import Progress, Reply
@@ -155,9 +155,33 @@ def test_refusals_thoughts_and_log_probabilities_are_kept() -> None:
             answer = asked.answer
             assert answer.message == {"role": "assistant", "content": None, "refusal": "No!", "reasoning_content": "hm"}
             assert answer.logprobs == {"refusal": [first, second]}
+            assert asked.deltas == [
+                {"reasoning_content": "hm"},
+                {"refusal": "No", "logprobs": {"content": None, "refusal": [first]}},
+                {"refusal": "!", "logprobs": {"content": None, "refusal": [second]}},
+            ]
             assert answer.extra == {"service_tier": "default"}
             assert asked.progress.text == ["No", "!"]
             assert asked.progress.output_pieces == 3
+
+    run(work())
+
+
+def test_log_probabilities_come_with_their_delta_even_where_a_token_is_no_text_yet() -> None:
+    """A character of four bytes may be two tokens: the first of them has no text, and is paid all the same."""
+    chunks = []
+    for text, token in (("Hi ", "Hi "), ("", "\\xf0\\x9f"), ("\N{GRINNING FACE}", "\\x98\\x80")):
+        chunk = delta(content=text)
+        chunk["choices"][0]["logprobs"] = {"content": [{"token": token, "logprob": -0.1}], "refusal": None}
+        chunks.append(chunk)
+
+    async def work() -> None:
+        async with raw(SSE_HEAD + sse(*chunks, delta("stop"), *LAST)) as seen:
+            asked = await ask(seen.url, stream=True)
+            assert [piece["logprobs"] for piece in asked.deltas] == [c["choices"][0]["logprobs"] for c in chunks]
+            assert [piece["content"] for piece in asked.deltas] == ["Hi ", "", "\N{GRINNING FACE}"]
+            assert asked.answer.logprobs is not None
+            assert len(asked.answer.logprobs["content"]) == asked.progress.output_pieces == 3
 
     run(work())
 
@@ -184,7 +208,7 @@ ENDINGS: dict[str, tuple[list[bytes | float | None], Usage | None]] = {
 
 @pytest.mark.parametrize("name", ENDINGS)
 def test_a_whole_reply_is_kept_however_the_stream_ends(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "USAGE_WAIT_S", 0.2)
+    monkeypatch.setattr(http_wire, "USAGE_WAIT_S", 0.2)
     steps, usage = ENDINGS[name]
 
     async def work() -> None:

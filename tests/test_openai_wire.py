@@ -18,7 +18,7 @@ from mesh.catalogue import Endpoint
 from mesh.clock import SystemClock
 from mesh.errors import ReservationError
 from mesh.prices import Usage
-from mesh.providers import openai as wire
+from mesh.providers import http_wire
 from mesh.providers.openai import OpenAIProvider
 from mesh.providers.openai_errors import retry_after_us
 from mesh.providers.protocol import Call, Progress
@@ -71,6 +71,18 @@ def test_a_stream_asks_for_its_usage_and_newer_models_have_another_limit() -> No
             assert "max_tokens" not in first
             assert second["stream"] is True
             assert "stream_options" not in second
+
+    run(work())
+
+
+def test_options_of_a_tier_are_fields_unless_the_caller_gives_the_same() -> None:
+    async def work() -> None:
+        async with serving(replying(WHOLE)) as seen:
+            options = {"temperature": 0.1, "service_tier": "flex", "usage_dialect": "vllm", "always_stream": False}
+            await ask(seen.url, options=options, params={"temperature": 0.7})
+            body = orjson.loads(seen.bodies[0])
+            assert (body["temperature"], body["service_tier"]) == (0.7, "flex")
+            assert body.keys() == {"model", "messages", "temperature", "service_tier", "max_tokens"}
 
     run(work())
 
@@ -523,7 +535,7 @@ def test_nobody_there() -> None:
 
 @pytest.mark.parametrize("head", ["content-length: 2000000000", "x-endless: true"])
 def test_a_reply_without_end_does_not_fill_our_memory(head: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "MAX_REPLY_BYTES", 2**20)
+    monkeypatch.setattr(http_wire, "MAX_REPLY_BYTES", 2**20)
 
     async def work() -> None:
         async with raw(OK_HEAD + head.encode() + b"\r\n\r\n", *[b" " * 2**18] * 200) as seen:

@@ -136,8 +136,8 @@ class GgufEngine:
         """One chat completion; see `Engine.chat`. Times are of this engine's own clock.
 
         Raises:
-            ProviderError: `upstream_rejected` where the request cannot be taken: too long for the context, a field of
-                the wrong type, tools that are no tools. `upstream_error` where the engine failed.
+            ProviderError: `context_length` where the request is too long. `upstream_rejected` where it cannot be taken
+                otherwise: a field of the wrong type, tools that are no tools. `upstream_error` where the engine failed.
         """
         request = engine_request(body, self._seed)
         asked_us = self._clock.now_us()
@@ -304,9 +304,8 @@ def _reported(error: Mapping[str, Any]) -> ProviderError:
     """An error that the engine sent as a chunk. Its message may quote the request, so only figures are taken over."""
     if error.get("type") == "exceed_context_size_error":
         asked, limit = error.get("n_prompt_tokens"), error.get("n_ctx")
-        return refused(
-            f"the request has {asked} tokens, and the context holds {limit}. Shorten it, or raise context_window"
-        )
+        why = f"the request has {asked} tokens, and the context holds {limit}. Shorten it, or raise context_window"
+        return ProviderError(AttemptStatus.UNAVAILABLE, Cause.CONTEXT_LENGTH, why, 400)
     code = error.get("code")
     if type(code) is int and 400 <= code < 500:
         return refused(f"the engine refused a field of the request ({error.get('type')})")

@@ -1,6 +1,6 @@
 """A reply of the chat-completions form, checked and put together: from one body, or from the chunks of a stream."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -9,7 +9,7 @@ import orjson
 from mesh.catalogue import ModelSpec
 from mesh.prices import Usage
 from mesh.providers.openai_errors import cut, error_object, filtered, garbage, reported
-from mesh.providers.protocol import Progress, Reply
+from mesh.providers.protocol import LOGPROBS, Progress, Reply
 from mesh.providers.sse import Event
 from mesh.providers.usage import parse_usage
 
@@ -130,8 +130,7 @@ class Assembly:
             self._progress.output_pieces += len(choices or ())  # of further choices, billed although nobody reads them
             return None
         self._raw_finish = choice.get("finish_reason")
-        self._add_logprobs(choice.get("logprobs"))
-        delta = self._add_delta(choice.get("delta"))
+        delta = self._add_delta(choice.get("delta"), self._add_logprobs(choice.get("logprobs")))
         if delta is not None and chunk.get("usage") is None:
             self._progress.usage = None  # an earlier record, which does not count this
         return delta
@@ -183,14 +182,14 @@ class Assembly:
             if chunk[key] is not None:
                 self._extra[key] = chunk[key]
 
-    def _add_delta(self, delta: object) -> dict[str, Any] | None:
+    def _add_delta(self, delta: object, logprobs: Mapping[str, Any] | None) -> dict[str, Any] | None:
         if not isinstance(delta, dict):
-            if delta is None:
-                return None
-            raise garbage("a delta is not a JSON object")
+            if delta is not None:
+                raise garbage("a delta is not a JSON object")
+            delta = {}
         if isinstance(delta.get("content"), list):
             delta = {**delta, "content": _text(delta["content"])}
-        if not any(value for name, value in delta.items() if name != "role"):
+        if logprobs is None and not any(value for name, value in delta.items() if name != "role"):
             return None
         _text(delta.get("content"))
         for name, value in delta.items():
@@ -199,7 +198,7 @@ class Assembly:
             elif name in _TEXTS:
                 self._add_text(name, value)
         self._progress.output_pieces += 1
-        return delta
+        return delta if logprobs is None else {**delta, LOGPROBS: logprobs}
 
     def _add_text(self, name: str, text: object) -> None:
         if not (text and isinstance(text, str)):
@@ -232,10 +231,13 @@ class Assembly:
         self._calls.append(call)
         return call
 
-    def _add_logprobs(self, logprobs: object) -> None:
-        for key, tokens in (_mapping(logprobs, "logprobs") or {}).items():
+    def _add_logprobs(self, logprobs: object) -> Mapping[str, Any] | None:
+        """Those of one chunk; None if it brings none: a part of a character may be a token without any text."""
+        found = _mapping(logprobs, "logprobs") or {}
+        for key, tokens in found.items():
             if isinstance(tokens, list):
                 self._logprobs.setdefault(key, []).extend(tokens)
+        return found if any(found.values()) else None
 
     def _message(self) -> dict[str, Any]:
         texts = {name: "".join(pieces) for name, pieces in self._texts.items()}
@@ -243,19 +245,6 @@ class Assembly:
         if self._calls:
             message["tool_calls"] = [call.whole(position) for position, call in enumerate(self._calls)]
         return message
-
-
-def whole_events(events: Iterable[Event]) -> list[Event]:
-    """Those of a stream's last, unterminated events that came whole: half an event is a cut, not garbage."""
-    return [event for event in events if event.data.startswith(_DONE) or _is_json(event.data)]
-
-
-def as_delta(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A whole message as one delta, for a provider that does not stream although it was asked to."""
-    delta = {key: value for key, value in message.items() if value}
-    if calls := delta.get("tool_calls"):
-        delta["tool_calls"] = [{"index": index, **call} for index, call in enumerate(calls)]
-    return delta
 
 
 def _usage(data: Mapping[str, Any], spec: ModelSpec) -> Usage | None:
@@ -294,14 +283,6 @@ def _is_call(call: object) -> bool:
         return False
     function = call.get("function") or call.get("custom")
     return isinstance(function, dict) and isinstance(function.get("name"), str)
-
-
-def _is_json(data: bytes) -> bool:
-    try:
-        orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return False
-    return True
 
 
 def _text(content: object) -> str | None:

@@ -5,7 +5,7 @@ Messages, tools and choices are in the chat-completions form of OpenAI's API, as
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from budgets.ledger import Reservation
 from mesh.catalogue import Endpoint, ModelSpec, Timeouts
@@ -13,7 +13,13 @@ from mesh.prices import Usage
 
 Message: TypeAlias = Mapping[str, Any]
 DeltaSink: TypeAlias = Callable[[Mapping[str, Any]], Awaitable[None]]
-"""Takes one `choices[0].delta` dictionary: {"content": "..."}, {"tool_calls": [...]}, and waits until it is written."""
+"""Takes one `choices[0].delta` dictionary: {"content": "..."}, {"tool_calls": [...]}, and waits until it is written.
+
+Where log-probabilities were asked for, those of the delta's tokens lie in it under `LOGPROBS`.
+"""
+
+LOGPROBS: Final = "logprobs"
+"""The key of a delta that holds the `choices[0].logprobs` of the same chunk. No delta of OpenAI's has such a field."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +45,9 @@ class Progress:
 
     `sent` is True once the request may have reached the model. `output_pieces` counts deltas with text, at least one
     token each. `usage` is the provider's own record when it came. Times are differences on the caller's clock, except
-    `queue_us` and `remote_run_us`, which a placed node measured on its own.
+    `queue_us` and `remote_run_us`, which a placed node measured on its own. `left_out` names the caller's fields that
+    the provider's API has no word for; `upstream_id` is what the provider calls the request, to ask it about; `served`
+    the kind of service that it says it gave (OpenAI's `service_tier`).
     """
 
     sent: bool = False
@@ -50,6 +58,9 @@ class Progress:
     queue_us: int = 0
     transport_us: int = 0
     delivered: bool = False  # a delta has gone out to the client: no fallback may follow
+    left_out: tuple[str, ...] = ()
+    upstream_id: str = ""
+    served: object = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from mesh.catalogue import Endpoint, ModelSpec, digest
 from mesh.clock import Clock
 from mesh.errors import ConfigError, ProviderError
 from mesh.prices import Usage
-from mesh.providers.protocol import Call, DeltaSink, Progress, Provider, Reply
+from mesh.providers.protocol import LOGPROBS, Call, DeltaSink, Progress, Provider, Reply
 from mesh.units import US_PER_S
 from mesh.vocabulary import AttemptStatus, Cause
 
@@ -170,6 +170,8 @@ async def _tell(recorded: _Recorded, progress: Progress, on_delta: DeltaSink | N
     if isinstance(text := message.get("content"), str):
         progress.text.append(text)
     progress.usage = recorded.reply.usage
+    if recorded.reply.logprobs:
+        delta[LOGPROBS] = recorded.reply.logprobs
     if delta:
         progress.output_pieces += 1
         if on_delta is not None:

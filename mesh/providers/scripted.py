@@ -45,6 +45,7 @@ class Scripted:
         usage: what is billed, whatever was said: may pass any bound. Default: counted.
         sends_usage: False for a provider that sends no usage record.
         logprobs: one log-probability a piece; sent if the request asks for them.
+        top_logprobs: beside each of those, what else might have been said there: log-probabilities by text.
         queue_us, delay_us: waiting for a slot, and then for the first piece; gap_us: between two pieces. Slept on the
             event loop, so that virtual time works.
         fails: the status that the call fails with, after `after_pieces` pieces of output have come.
@@ -59,6 +60,7 @@ class Scripted:
     usage: Usage | None = None
     sends_usage: bool = True
     logprobs: Sequence[float] | None = field(default=None, repr=False)
+    top_logprobs: Sequence[Mapping[str, float]] = field(default=(), repr=False)
     queue_us: int = 0
     delay_us: int = 0
     gap_us: int = 0
@@ -229,7 +231,9 @@ class _Play:
     def _chunk(self, delta: Item, index: int) -> Item:
         choice: Item = {"index": 0, "delta": delta, "finish_reason": None}
         if self._call.params.get("logprobs") and self._line.logprobs and index < len(self._line.logprobs):
-            token = {"token": delta.get("content", ""), "logprob": self._line.logprobs[index], "top_logprobs": []}
+            beside = dict(enumerate(self._line.top_logprobs)).get(index, {})
+            top = [{"token": text, "logprob": logprob} for text, logprob in beside.items()]
+            token = {"token": delta.get("content", ""), "logprob": self._line.logprobs[index], "top_logprobs": top}
             choice["logprobs"] = {"content": [token]}
         return {"object": "chat.completion.chunk", "model": self._spec.version, "choices": [choice]}
 

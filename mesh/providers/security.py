@@ -11,7 +11,9 @@ from mesh.catalogue import Endpoint
 from mesh.errors import ProviderError
 from mesh.vocabulary import AttemptStatus, Cause
 
-_SECRET_HEADERS: Final = frozenset({"authorization", "proxy-authorization", "cookie"})
+_SECRET_HEADERS: Final = frozenset(
+    {"api-key", "authorization", "cookie", "proxy-authorization", "x-api-key", "x-goog-api-key"}
+)
 
 
 def check_endpoint(endpoint: Endpoint) -> str | None:
@@ -35,8 +37,8 @@ def check_key(endpoint: Endpoint) -> str | None:
     return None
 
 
-def bearer(endpoint: Endpoint) -> str | None:
-    """The Authorization header of a call, None for an endpoint without a key.
+def secret(endpoint: Endpoint) -> str | None:
+    """The key of a call, read anew each time; None for an endpoint without a key.
 
     Raises:
         ProviderError: UNAVAILABLE / UPSTREAM_AUTH, the key is missing or cannot be sent; nothing was sent.
@@ -45,7 +47,7 @@ def bearer(endpoint: Endpoint) -> str | None:
         return None
     if (fault := check_key(endpoint)) is not None:
         raise ProviderError(AttemptStatus.UNAVAILABLE, Cause.UPSTREAM_AUTH, fault)
-    return f"Bearer {os.environ[endpoint.api_key_env].strip()}"
+    return os.environ[endpoint.api_key_env].strip()
 
 
 @lru_cache(maxsize=64)

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 from mesh.catalogue import Timeouts
 from mesh.clock import Clock
 from mesh.errors import ProviderError
-from mesh.providers.protocol import DeltaSink, Progress, Reply
+from mesh.providers.protocol import LOGPROBS, DeltaSink, Progress, Reply
 from mesh.providers.usage import parse_usage
 from mesh.units import US_PER_S, time_text
 from mesh.vocabulary import AttemptStatus, Cause
@@ -151,13 +151,15 @@ class _Assembly:
     def add(self, choice: Mapping[str, Any]) -> Item | None:
         """Add one choice of a chunk; the part of its delta that is output, None if there is none."""
         self.finish_reason = choice.get("finish_reason") or self.finish_reason
-        self.logprobs += (choice.get("logprobs") or {}).get("content") or ()
         delta = {name: value for name, value in (choice.get("delta") or {}).items() if value and name != "role"}
         for name, value in delta.items():
             if name == "tool_calls":
                 self._add_calls(value)
             elif isinstance(value, str):
                 self.texts.setdefault(name, []).append(value)
+        if tokens := (choice.get("logprobs") or {}).get("content"):
+            self.logprobs += tokens
+            delta[LOGPROBS] = {"content": tokens}
         return delta or None
 
     def _add_calls(self, pieces: Sequence[Mapping[str, Any]]) -> None:
