@@ -10,12 +10,12 @@ ARGS   ?=
 CODE   := mesh nodes budgets graphs
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help run test test-fast test-ray check format docs bench prove clean
+.PHONY: help run test test-fast test-ray check format docs bench bench-ledger prove clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
 	@echo "make COMMAND, where COMMAND is one of"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -35,7 +35,7 @@ run: $(VENV)/ready ## serve a graph on http://127.0.0.1:8000 (APP=module:app, ME
 test: test-fast test-ray ## run all tests, the fast ones first
 
 test-fast: $(VENV)/ready ## run the tests that need no Ray
-	$(PYTEST) -m "not ray" $(ARGS)
+	$(PYTEST) -m "not ray" -n 2 --dist loadfile $(ARGS)
 
 test-ray: $(VENV)/ready ## run the tests that start a local Ray
 	$(PYTEST) -m ray $(ARGS)
@@ -54,11 +54,17 @@ format: $(VENV)/ready ## format the code and mend what ruff can mend
 docs: $(VENV)/ready ## make the pages of docs/ that are made from code
 	$(BIN)/python -m mesh.config > docs/configuration.md.new
 	@mv docs/configuration.md.new docs/configuration.md
+	@for graph in $(basename $(notdir $(wildcard graphs/*.py))); do \
+		$(BIN)/mesh draw graphs.$$graph --catalogue docs/graphs/mesh.toml --out docs/graphs/$$graph.svg || exit 1; done
 
 bench: $(VENV)/ready ## measure the figures of the README (minutes)
-	$(BIN)/python -m benchmarks.bench
+	$(BIN)/python -m benchmarks.bench --bare
+
+bench-ledger: $(VENV)/ready ## measure the ledger on both stores, as JSON
+	$(BIN)/python -m benchmarks.ledger
 
 prove: $(VENV)/ready ## run the full counts and keep what they print in docs/proof/ (an hour)
+	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --constraint constraints.txt --editable '.[dev,prove]'
 	$(BIN)/python -m benchmarks.prove
 
 clean: ## remove what was built and measured; the store .mesh/ stays

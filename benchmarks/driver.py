@@ -28,10 +28,10 @@ def drive(load: Load) -> Found:
 
 
 async def _drive(load: Load) -> Found:
+    gc.collect()  # before the clock starts: in a process with much in memory it takes a good part of a second
     clock = _Clock(load)
     found = Found(seconds=load.seconds)
     callers = [_Caller(load, clock, found, index) for index in range(load.connections)]
-    gc.collect()
     gc.disable()  # a pause of the driver must not stand in a sample; a load makes hardly any cycles
     try:
         await asyncio.gather(*(caller.run() for caller in callers))

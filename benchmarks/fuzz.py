@@ -32,10 +32,15 @@ from mesh.metrics import Metrics
 from mesh.providers.scripted import Scripted, ScriptedProvider
 from mesh.run import Door
 from mesh.serve.api import Api, Models
+from mesh.serve.budgets import BudgetPages
+from mesh.serve.bypasses import Bypasses
+from mesh.serve.idempotency import Idempotency
 from mesh.serve.readiness import Readiness
+from mesh.serve.tenancy import Tenancy
 from mesh.serve.traversals import TraversalPages
 from mesh.serve.wire import ChatCall, parse_chat, parse_json
 from mesh.store.sqlite import SqliteStore
+from mesh.store.sqlite_contents import SqliteContents
 from mesh.store.writer import TraversalWriter
 from mesh.testing import spec_of
 from mesh.tiers import OwnCounters
@@ -302,13 +307,19 @@ def _api(store: SqliteStore, writer: TraversalWriter) -> Api:
     failing.add_edge("only", END)
     specs = {name: spec_of(name, rank=rank) for rank, name in enumerate(replies)}
     provider = ScriptedProvider(replies)
-    door = Door(Catalogue(specs), {"scripted": provider}, MemoryLedger(), SystemClock(), OwnCounters())
+    ledger, clock = MemoryLedger(), SystemClock()
+    door = Door(Catalogue(specs), {"scripted": provider}, ledger, clock, OwnCounters())
+    tenancy = Tenancy(ledger, clock, loopback=True)
     meshes = {graph.name: Mesh(graph, door=door, record=writer.put) for graph in (quickstart, failing)}
 
     return Api(
         Models(meshes, {"gpt-4o": "quickstart"}, "quickstart"),
         keep=writer.put,
         pages=TraversalPages(store),
+        budgets=BudgetPages(ledger, tenancy),
+        tenancy=tenancy,
+        bypasses=Bypasses(ledger, meshes, clock),
+        idempotency=Idempotency(SqliteContents(store.path.parent), ledger),
         metrics=Metrics(store, writer, replica="fuzzed"),
         readiness=Readiness(meshes, []),
         max_body_bytes=MAX_CASE_BYTES // 2,
@@ -319,10 +330,6 @@ def _api(store: SqliteStore, writer: TraversalWriter) -> Api:
 
 async def _nothing() -> None:
     """Nothing has to run before the first request or behind the last."""
-
-
-def _broken(status: AttemptStatus | None) -> Scripted:
-    return Scripted("Half an", fails=status, after_pieces=2 if status is AttemptStatus.CUT else 0)
 
 
 async def _requests(api: Api, seed: int, cases: int, tally: Tally, tell: Callable[[str], None]) -> None:
@@ -396,6 +403,8 @@ def _scope(rng: random.Random) -> dict[str, Any]:
         for value in (rng.randbytes(rng.randint(0, 30)), b"\xb2", b"-1", b"99999999999999999999", b"a\r\nb: c")
         if rng.random() < 0.1
     ]
+    if rng.random() < 0.95:
+        headers.append((b"content-type", b"application/json"))
     return {"type": "http", "method": method, "path": path, "query_string": query, "headers": headers}
 
 

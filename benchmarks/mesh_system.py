@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Final
 from benchmarks.processes import ended, free_port, start
 from benchmarks.systems import ROOT, System, Upstream, inherited, ready
 
+APP: Final = "benchmarks.graph:app"
 GRAPH: Final = "bench"
 GUARDED: Final = "bench-guarded"
 START_S: Final = 180
@@ -39,23 +40,34 @@ def mesh(mock: Upstream, folder: Path, *, guarded: bool = False) -> Iterator[lis
     Raises:
         ProcessError: it did not start.
     """
-    home = folder / "mesh"
+    app = ["mesh.serve:app", "graphs=benchmarks.graph:graph,benchmarks.graph:guarded"] if guarded else [APP]
+    with _served("mesh", mock, folder, app) as system:
+        found = [system, replace(system, name="mesh, /health only", version="", probe="/health")]
+        yield [*found, replace(system, name="mesh, guarded", version="", model=GUARDED)] if guarded else found
+
+
+@contextlib.contextmanager
+def bare(mock: Upstream, folder: Path) -> Iterator[System]:
+    """The same graph without LangGraph, behind a `serve run` and a Ray of its own.
+
+    Raises:
+        ProcessError: it did not start.
+    """
+    with _served("mesh, bare", mock, folder, [APP, "form=bare"]) as system:
+        yield system
+
+
+@contextlib.contextmanager
+def _served(name: str, mock: Upstream, folder: Path, app: Sequence[str]) -> Iterator[System]:
+    home = folder / name.replace(", ", "-")
     home.mkdir()
     config = home / "mesh.toml"
     config.write_text(CONFIG.format(url=mock.url))
     port = free_port()
-    argv = [
-        str(Path(sys.executable).parent / "serve"),
-        "run",
-        "--app-dir",
-        str(ROOT),
-        "mesh.serve:app" if guarded else "benchmarks.graph:app",
-    ]
-    argv += [f"port={port}", f"config={config}"]
-    argv += ["graphs=benchmarks.graph:graph,benchmarks.graph:guarded"] if guarded else []
-    with ended(start("mesh", argv, folder=folder, env=inherited(), cwd=home)) as running:
+    serve = str(Path(sys.executable).parent / "serve")
+    argv = [serve, "run", "--app-dir", str(ROOT), *app, f"port={port}", f"config={config}"]
+    with ended(start(home.name, argv, folder=folder, env=inherited(), cwd=home)) as running:
         version = f"ray {metadata.version('ray')}, langgraph {metadata.version('langgraph')}, 1 ingress replica"
-        system = System(name="mesh", version=version, port=port, model=GRAPH, running=running)
+        system = System(name=name, version=version, port=port, model=GRAPH, running=running)
         ready(system, START_S)
-        found = [system, replace(system, name="mesh, /health only", version="", probe="/health")]
-        yield [*found, replace(system, name="mesh, guarded", version="", model=GUARDED)] if guarded else found
+        yield system

@@ -9,39 +9,63 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from benchmarks import machine
+from benchmarks.bounded import attempts
+from benchmarks.contract import contract
 from benchmarks.fuzz import fuzz_api, fuzz_wire
+from benchmarks.mutants import LEAST_SHARE, mutants
+from benchmarks.parsers import TARGETS, fuzz
+from benchmarks.policies import prove_policies
 from benchmarks.soak import soak
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 PROOFS: Final = ROOT / "docs" / "proof"
-FULL_MINUTES: Final = 30.0  # about what the full counts take on two busy cores, reckoned from a trial
-FULL: Final = (2_000, 100_000, 1_000_000, 20_000)
+FULL_MINUTES: Final = 75.0  # about what the full counts take on two busy cores, reckoned from a trial
+POLICY_WALKS: Final = 10_000  # at most, of one graph
 PASSED: Final = re.compile(r"(\d+) passed")
 TRIED: Final = re.compile(r"during generate phase .*?- (\d+) passing", re.DOTALL)
 SHOWN_LINES: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """One thing that is tried. `option`: of the command line; `unit`: what it counts, in the head of a proof."""
+
+    option: str
+    full: int
+    unit: str
+
+
+PARTS: Final[Mapping[str, Part]] = {
+    "properties": Part("--examples", 2_000, "examples a property test"),
+    "soak": Part("--traversals", 100_000, "traversals"),
+    "wire": Part("--wire-cases", 1_000_000, "bodies"),
+    "api": Part("--api-cases", 20_000, "requests"),
+    "policies": Part("--policy-walks", 400_000, "walks of graphs with policies"),
+    "bounds": Part("--bounded-graphs", 10_000, "graphs with bounds"),
+    "contract": Part("--contract-cases", 10_000, "requests from /openapi.json"),
+    "bytes": Part("--byte-runs", 1_000_000, "runs of each parser of bytes"),
+    "ledger": Part("--kills", 300, "kills of the ledger's writers"),
+    "mutants": Part("--mutants", 300, "changes to the ledger's code"),
+}
+
+
+@dataclass(frozen=True, slots=True)
 class Counts:
-    """How much is tried. `seed`: of the first soak round and the first fuzz case."""
+    """How much is tried of each part. `seed`: of the first soak round and the first fuzz case."""
 
     seed: int
-    examples: int
-    traversals: int
-    wire_cases: int
-    api_cases: int
+    of: Mapping[str, int]
 
     @property
     def full(self) -> bool:
-        asked = (self.examples, self.traversals, self.wire_cases, self.api_cases)
-        return all(one >= full for one, full in zip(asked, FULL, strict=True))
+        return all(self.of[name] >= part.full for name, part in PARTS.items())
 
 
 @dataclass(slots=True)
@@ -69,15 +93,21 @@ def main(arguments: Sequence[str] | None = None, folder: Path = PROOFS, tests: P
     asked = _arguments(arguments)
     proof = Proof()
     proof.tell(_head(asked.counts))
-    parts: dict[str, Callable[[], bool]] = {
-        "properties": lambda: properties(asked.counts.examples, tests, proof),
-        "soak": lambda: _soaked(asked.counts, proof),
-        "wire": lambda: _fuzzed_wire(asked.counts, proof),
-        "api": lambda: _fuzzed_api(asked.counts, proof),
+    tries: dict[str, Callable[[int], bool]] = {
+        "properties": lambda count: properties(count, tests, proof),
+        "soak": lambda count: _soaked(asked.counts.seed, count, proof),
+        "wire": lambda count: _fuzzed_wire(asked.counts.seed, count, proof),
+        "api": lambda count: _fuzzed_api(asked.counts.seed, count, proof),
+        "policies": lambda count: _policies(asked.counts.seed, count, proof),
+        "bounds": lambda count: _bounds(asked.counts.seed, count, proof),
+        "contract": lambda count: _asked_by_contract(asked.counts.seed, count, proof),
+        "bytes": lambda count: _fuzzed_bytes(asked.counts.seed, count, proof),
+        "ledger": lambda count: _ledger(asked.counts.seed, count, proof),
+        "mutants": lambda count: _mutants(asked.counts.seed, count, proof),
     }
-    for name in asked.only or parts:
+    for name in asked.only or PARTS:
         began_s = time.perf_counter()
-        if not parts[name]():
+        if not tries[name](asked.counts.of[name]):
             proof.failed.append(name)
         proof.tell(f"  {'FAILED' if name in proof.failed else 'held'}, {time.perf_counter() - began_s:.0f} s")
     proof.tell(f"FAILED: {', '.join(proof.failed)}" if proof.failed else "All held.")
@@ -88,19 +118,17 @@ def main(arguments: Sequence[str] | None = None, folder: Path = PROOFS, tests: P
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.prove", description=__doc__)
-    parser.add_argument("--examples", type=int, help=f"of each property test (default {FULL[0]})")
-    parser.add_argument("--traversals", type=int, help=f"of the soak (default {FULL[1]})")
-    parser.add_argument("--wire-cases", type=int, help=f"of the parsers' fuzz (default {FULL[2]})")
-    parser.add_argument("--api-cases", type=int, help=f"of the API's fuzz (default {FULL[3]})")
+    for name, part in PARTS.items():
+        parser.add_argument(part.option, dest=name, type=int, metavar="N", help=f"{part.unit} (default {part.full:,})")
     parser.add_argument("--minutes", type=float, help=f"about as long, by smaller counts (full: {FULL_MINUTES:.0f})")
     parser.add_argument("--seed", type=int, default=1, help="of the soak and the fuzz (default 1)")
-    parser.add_argument("--only", action="append", choices=("properties", "soak", "wire", "api"), help="only this part")
+    parser.add_argument("--only", action="append", choices=list(PARTS), help="only this part")
     parser.add_argument("--keep", action=argparse.BooleanOptionalAction, default=True, help="in docs/proof/ (default)")
     asked = parser.parse_args(arguments)
     share = 1.0 if asked.minutes is None else min(1.0, asked.minutes / FULL_MINUTES)
-    wanted = (asked.examples, asked.traversals, asked.wire_cases, asked.api_cases)
-    counts = [max(1, round(full * share)) if one is None else one for one, full in zip(wanted, FULL, strict=True)]
-    asked.counts = Counts(asked.seed, *counts)
+    wanted = {name: getattr(asked, name) for name in PARTS}
+    scaled = {name: max(1, round(part.full * share)) for name, part in PARTS.items()}
+    asked.counts = Counts(asked.seed, {name: scaled[name] if one is None else one for name, one in wanted.items()})
     return asked
 
 
@@ -110,11 +138,8 @@ def _head(counts: Counts) -> str:
     where = f"{about['cpus']} x {about['cpu']}, Python {about['python']}, load {about['load_1_min']}"
     began = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     size = "full counts" if counts.full else "a trial, not the full counts"
-    return (
-        f"make prove, {began}, commit {_commit()}, {where}\n{size}: {counts.examples:,} examples a property test, "
-        f"{counts.traversals:,} traversals, {counts.wire_cases:,} bodies, {counts.api_cases:,} requests; "
-        f"seed {counts.seed}"
-    )
+    tried = ", ".join(f"{counts.of[name]:,} {part.unit}" for name, part in PARTS.items())
+    return f"make prove, {began}, commit {_commit()}, {where}\n{size}: {tried}; seed {counts.seed}"
 
 
 def _commit() -> str:
@@ -147,22 +172,63 @@ def properties(examples: int, tests: Path, proof: Proof) -> bool:
     return held
 
 
-def _soaked(counts: Counts, proof: Proof) -> bool:
-    tally = soak(counts.seed, counts.traversals, proof.tell)
+def _soaked(seed: int, traversals: int, proof: Proof) -> bool:
+    tally = soak(seed, traversals, proof.tell)
     proof.tell(tally.line())
     return not tally.failed_seeds
 
 
-def _fuzzed_wire(counts: Counts, proof: Proof) -> bool:
-    tally = fuzz_wire(counts.seed, counts.wire_cases, proof.tell)
+def _fuzzed_wire(seed: int, cases: int, proof: Proof) -> bool:
+    tally = fuzz_wire(seed, cases, proof.tell)
     proof.tell(tally.line())
     return not tally.failures
 
 
-def _fuzzed_api(counts: Counts, proof: Proof) -> bool:
-    tally = fuzz_api(counts.seed, counts.api_cases, proof.tell)
+def _fuzzed_api(seed: int, cases: int, proof: Proof) -> bool:
+    tally = fuzz_api(seed, cases, proof.tell)
     proof.tell(tally.line())
     return not tally.failures
+
+
+def _policies(seed: int, walks: int, proof: Proof) -> bool:
+    tally = prove_policies(seed, -(-walks // POLICY_WALKS), min(POLICY_WALKS, walks), proof.tell)
+    proof.tell(tally.line())
+    return not tally.failures
+
+
+def _bounds(seed: int, graphs: int, proof: Proof) -> bool:
+    tally = attempts(seed, graphs, proof.tell)
+    proof.tell(tally.line())
+    return not tally.failed_seeds
+
+
+def _asked_by_contract(seed: int, cases: int, proof: Proof) -> bool:
+    tally = contract(seed, cases, proof.tell)
+    proof.tell(tally.line())
+    return not tally.failures
+
+
+def _fuzzed_bytes(seed: int, runs: int, proof: Proof) -> bool:
+    tallies = [fuzz(target, seed, runs, proof.tell) for target in TARGETS.values()]
+    for tally in tallies:
+        proof.tell(tally.line())
+    return not any(tally.failures for tally in tallies)
+
+
+def _ledger(seed: int, kills: int, proof: Proof) -> bool:
+    """In a process of its own: its children are forked from one that has imported little."""
+    command = [sys.executable, "-m", "benchmarks.ledger_faults", "--kills", str(kills), "--seed", str(seed)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    proof.tell("ledger: races, kills and zombies\n" + ran.stdout.rstrip())
+    if ran.returncode and not ran.stdout:
+        proof.tell("\n".join(ran.stderr.splitlines()[-SHOWN_LINES:]))
+    return ran.returncode == 0
+
+
+def _mutants(seed: int, count: int, proof: Proof) -> bool:
+    tally = mutants(seed, count, proof.tell)
+    proof.tell(tally.line())
+    return tally.share >= LEAST_SHARE
 
 
 def without_paths(text: str) -> str:

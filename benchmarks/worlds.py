@@ -105,7 +105,7 @@ def world_of(seed: int, *, requests: int = 12) -> World:
     fault = rng.choice([0.0, 0.05, 0.2, 0.5])
     return World(
         seed=seed,
-        graph=_Drawing(rng).graph(f"g{seed}"),
+        graph=Drawing(rng).graph(f"g{seed}"),
         catalogue=Catalogue(tiers),
         askings=tuple(_asking(rng, seed * 1_000 + number) for number in range(requests)),
         ledger_us=rng.choice([0, 0, 200, 3_000]),
@@ -236,7 +236,7 @@ def _usage(rng: random.Random) -> Usage:
 
 
 @dataclass(slots=True)
-class _Block:
+class Block:
     """A part of a graph: where it is entered, its main way out, and the outcomes that may lead anywhere."""
 
     entry: Target
@@ -244,11 +244,15 @@ class _Block:
     side: list[Exit] = field(default_factory=list)
 
 
-class _Drawing:
-    """Draws one graph. Every part is reached, every part can reach END, and a cap on hops ends every cycle."""
+class Drawing:
+    """Draws one graph. Every part is reached, every part can reach END, and a cap on hops ends every cycle.
 
-    def __init__(self, rng: random.Random) -> None:
+    `forward` draws one without cycles.
+    """
+
+    def __init__(self, rng: random.Random, *, forward: bool = False) -> None:
         self._rng = rng
+        self._forward = forward
         self._count = 0
         self._nodes: dict[str, Node] = {}
         self._edges: list[tuple[Exit, Target]] = []
@@ -274,19 +278,19 @@ class _Drawing:
         self._nodes[name] = node
         return name
 
-    def _chain(self, blocks: Iterable[_Block], last: Target) -> None:
+    def _chain(self, blocks: Iterable[Block], last: Target) -> None:
         """Lead each block's main way out to the next block, and the last one's to `last`."""
         listed = list(blocks)
         follows = [*(block.entry for block in listed[1:]), last]
         for block, target in zip(listed, follows, strict=True):
             self._edges += [(leaving, target) for leaving in block.main]
 
-    def _lead_sides(self, blocks: list[_Block]) -> None:
+    def _lead_sides(self, blocks: list[Block]) -> None:
         """Lead all other outcomes forward, back (a cycle), to an apology, or to END."""
         entries = [block.entry for block in blocks]
-        for block in blocks:
+        for number, block in enumerate(blocks):
             for leaving in block.side:
-                anywhere = [(END,), *entries]
+                anywhere = [(END,), *(entries[number + 1 :] if self._forward else entries)]
                 if self._rng.random() < 0.2:
                     anywhere = [(self._apology(),)]
                 self._edges.append((leaving, self._rng.choice(anywhere)))
@@ -304,13 +308,13 @@ class _Drawing:
         self._edges += [(leaving, (END,)) for leaving in [*block.main, *block.side]]
         return block.entry[0]
 
-    def _block(self, depth: int) -> _Block:
+    def _block(self, depth: int) -> Block:
         kinds = [self._model, self._model, self._checked, self._chance]
         if depth < 2 and self._rng.random() < 0.35:
             return self._fan(depth)
         return self._rng.choice(kinds)()
 
-    def _model(self) -> _Block:
+    def _model(self) -> Block:
         rng = self._rng
         optional = rng.random() < 0.1
         node = Model(
@@ -322,15 +326,15 @@ class _Drawing:
         )
         name = self._add("model", node)
         named = rng.sample(BRANCH_FAILURES, k=rng.choice([0, 2, len(BRANCH_FAILURES)]))
-        return _Block((name,), [(name, "ok"), (name, "truncated")], [(name, on) for on in named])
+        return Block((name,), [(name, "ok"), (name, "truncated")], [(name, on) for on in named])
 
-    def _checked(self) -> _Block:
+    def _checked(self) -> Block:
         block = self._model()
         check = self._add("check", Length(min_chars=self._rng.choice([1, 10, 60])))
         self._edges += [(leaving, (check,)) for leaving in block.main]
-        return _Block(block.entry, [(check, "valid")], [*block.side, (check, "invalid")])
+        return Block(block.entry, [(check, "valid")], [*block.side, (check, "invalid")])
 
-    def _chance(self) -> _Block:
+    def _chance(self) -> Block:
         rng = self._rng
         node = Chance(
             ways=rng.randint(1, 3),
@@ -340,9 +344,9 @@ class _Drawing:
         )
         name = self._add("chance", node)
         ways = [(name, on) for on in sorted(node.outcomes)]
-        return _Block((name,), ways[:1], ways[1:])
+        return Block((name,), ways[:1], ways[1:])
 
-    def _fan(self, depth: int) -> _Block:
+    def _fan(self, depth: int) -> Block:
         """Branches with a join behind them; each branch begins with a single node."""
         rng = self._rng
         size = rng.randint(2, 4)
@@ -352,7 +356,7 @@ class _Drawing:
         join = self._add("join", node)
         entries = tuple(self._branch(join, depth) for _ in range(size))
         side = [(join, on) for on in sorted(node.outcomes - {"joined"})]
-        return _Block(entries, [(join, "joined")], side)
+        return Block(entries, [(join, "joined")], side)
 
     def _branch(self, join: str, depth: int) -> str:
         """A chain that ends at the join. What leaves it elsewhere is lost, or goes round inside the branch."""
@@ -360,9 +364,10 @@ class _Drawing:
         first = rng.choice([self._model, self._checked, self._chance])()
         blocks = [first, *(self._block(depth + 1) for _ in range(rng.choice([0, 0, 1])))]
         self._chain(blocks, (join,))
-        for block in blocks:
+        for number, block in enumerate(blocks):
             for leaving in block.side:
-                inside = rng.choice(blocks).entry
+                entries = [b.entry for b in blocks]
+                inside = rng.choice([(join,), *entries[number + 1 :]] if self._forward else entries)
                 self._edges.append((leaving, rng.choice([(join,), (join,), (END,), inside])))
         return first.entry[0]
 

@@ -43,8 +43,38 @@ graph = Graph(
     doc=__doc__,
 )
 
+# The numbers that may be turned without a new graph: policies/quickstart.toml.
+graph.number(
+    "screen.injection", default=0.95, unit="score", low=0.5, high=1,
+    meaning="A text with this detector's score or more is taken for an attack on the prompt, and refused.",
+)  # fmt: skip
+graph.number(
+    "language.floor", default=0.4, unit="score", low=0, high=1,
+    meaning="Below this score the language of a request counts as not told.",
+)  # fmt: skip
+graph.number(
+    "task.floor", default=0.15, unit="cosine", low=0, high=1,
+    meaning="A request that is less like its nearest task than this is of no known task.",
+)  # fmt: skip
+graph.number(
+    "task.margin", default=0.02, unit="cosine", low=0, high=1,
+    meaning="A request whose nearest task leads the second by less than this is of no known task.",
+)  # fmt: skip
+graph.number(
+    "route.complex", default=0.5, unit="score", low=0.01, high=1,
+    meaning="From this complexity on a request goes to the strong tier.",
+)  # fmt: skip
+graph.number(
+    "route.task", default=0.25, unit="cosine", low=0, high=1,
+    meaning="From this likeness on a request for code, reasoning or translation goes to the strong tier.",
+)  # fmt: skip
+graph.number(
+    "route.language", default=0.7, unit="score", low=0, high=1,
+    meaning="From this score on a request in another language than English goes to the strong tier.",
+)  # fmt: skip
+
 # What comes in: attacks are refused, personal data takes a road of its own.
-graph.add_node("screen", Injection())
+graph.add_node("screen", Injection("screen.injection"))
 graph.add_node("pii", PII())
 graph.add_node("refuse", Respond(REFUSAL, ends=Ended.REFUSED))
 graph.add_edge(START, "screen")
@@ -59,17 +89,20 @@ graph.add_node(
     "wish",
     Rules((("strongest", when("hint.escalate").present() | when("hint.priority").is_("best")),), otherwise="any"),
 )
-graph.add_node("language", Language(expected=("en",)))
-graph.add_node("complexity", Complexity())
-graph.add_node("task", Task(labels="quickstart.labels.yaml"))
+graph.add_node("language", Language(expected=("en",), floor="language.floor"))
+graph.add_node("complexity", Complexity("route.complex"))
+graph.add_node("task", Task(labels="quickstart.labels.yaml", floor="task.floor", margin="task.margin"))
 graph.add_node("calculator", Calculator())
 graph.add_node(
     "route",
     Rules(
         (
-            ("strong", when("complexity").at_least(0.5)),
-            ("strong", when("task").one_of("code", "reasoning", "translation") & when("task_score").at_least(0.25)),
-            ("strong", ~when("language").is_("en") & when("language_score").at_least(0.7)),
+            ("strong", when("complexity").at_least("route.complex")),
+            (
+                "strong",
+                when("task").one_of("code", "reasoning", "translation") & when("task_score").at_least("route.task"),
+            ),
+            ("strong", ~when("language").is_("en") & when("language_score").at_least("route.language")),
         ),
         otherwise="routine",
     ),

@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from budgets.tenants import Tenant
+from mesh.billing import not_priceable
 from mesh.catalogue import Endpoint, ModelSpec
 from mesh.prices import Prices
 from mesh.providers.protocol import Message
 from mesh.run import Run
 from mesh.state import Hints
+from mesh.tokens import fewest_tokens
 from mesh.trace import Rejection
 from mesh.vocabulary import Capability, Privacy, Reason
 
@@ -34,11 +37,13 @@ def candidate_endpoints(
     spec = run.door.catalogue.get(tier)
     if spec is None or spec.provider not in run.door.providers:
         return None, [Rejection(tier, Reason.NOT_CONFIGURED)]
-    endpoints = tuple(e for e in spec.endpoints if e.weight)  # a weight of 0 switches an endpoint off
+    # a weight of 0 switches an endpoint off, and so does room for no call
+    endpoints = tuple(e for e in spec.endpoints if e.weight and e.max_concurrent != 0)
     if not endpoints:
         return None, [Rejection(tier, Reason.NOT_CONFIGURED)]
-    hints = run.request.hints
-    if (refused := _refusal(spec, hints, messages, params)) is not None:
+    hints, tenant = run.request.hints, run.meta.payer.tenant
+    refused = _tenant_refusal(tenant, tier) or _refusal(spec, hints, messages, params)
+    if refused is not None:
         return None, [refused]
     if spec.prices is None:
         return None, [Rejection(tier, Reason.UNKNOWN_PRICE)]
@@ -46,9 +51,22 @@ def candidate_endpoints(
         return None, [Rejection(tier, Reason.BREAKER_OPEN)]
     if run.door.tiers.rate_limited(tier):
         return None, [Rejection(tier, Reason.RATE_LIMITED)]
-    if hints.region is None:
-        return Candidate(spec, spec.prices, endpoints), []
-    return _in_region(Candidate(spec, spec.prices, endpoints), hints.region)
+    return _where_allowed(Candidate(spec, spec.prices, endpoints), tenant.regions, hints.region)
+
+
+def _tenant_refusal(tenant: Tenant, tier: str) -> Rejection | None:
+    return None if tenant.may_call(tier) else Rejection(tier, Reason.TENANT, {"tenant": tenant.name})
+
+
+def _where_allowed(
+    found: Candidate, allowed: Sequence[str], hinted: str | None
+) -> tuple[Candidate | None, list[Rejection]]:
+    """Endpoints in the tenant's regions, and of these in the one that the request names. A hint only narrows."""
+    left, out = _in_region(found, allowed, Reason.TENANT) if allowed else (found, [])
+    if left is None or hinted is None:
+        return left, out
+    left, outside = _in_region(left, (hinted,), Reason.REGION)
+    return left, out + outside
 
 
 def _refusal(spec: ModelSpec, hints: Hints, messages: Sequence[Message], params: Mapping[str, Any]) -> Rejection | None:
@@ -59,18 +77,23 @@ def _refusal(spec: ModelSpec, hints: Hints, messages: Sequence[Message], params:
     for needed in needed_capabilities(messages, params):
         if needed not in spec.capabilities:
             return Rejection(spec.name, Reason.CAPABILITY, {"needed": needed})
+    priced = spec.prices is not None and spec.prices.priced
+    if priced and (part := not_priceable(messages, params)) is not None:
+        return Rejection(spec.name, Reason.NOT_PRICEABLE, {"part": part})
+    if (least := fewest_tokens(messages)) >= spec.context_window:  # one token at least must be left for the answer
+        return Rejection(spec.name, Reason.CONTEXT_WINDOW, {"at_least_tokens": least, "limit": spec.context_window})
     return None
 
 
-def _in_region(found: Candidate, region: str) -> tuple[Candidate | None, list[Rejection]]:
-    """Endpoints in the region. A local tier is where its caller is; an endpoint of unknown region is out."""
+def _in_region(found: Candidate, regions: Sequence[str], reason: Reason) -> tuple[Candidate | None, list[Rejection]]:
+    """Endpoints in these regions. A local tier is where its caller is; an endpoint of unknown region is out."""
     if found.spec.privacy is Privacy.LOCAL:
         return found, []
-    inside = tuple(e for e in found.endpoints if e.region == region)
+    inside = tuple(e for e in found.endpoints if e.region in regions)
     out = [
-        Rejection(f"{found.spec.name}/{e.name}", Reason.REGION, {"endpoint": e.region, "asked": region})
+        Rejection(f"{found.spec.name}/{e.name}", reason, {"endpoint": e.region, "asked": ", ".join(regions)})
         for e in found.endpoints
-        if e.region != region
+        if e.region not in regions
     ]
     return (replace(found, endpoints=inside) if inside else None), out
 

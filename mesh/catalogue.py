@@ -8,6 +8,7 @@ from typing import Any, Final
 import orjson
 
 from mesh.prices import Prices
+from mesh.tokens import IMAGE_TOKENS
 from mesh.vocabulary import Capability, Privacy
 
 US_PER_HOUR: Final = 3_600_000_000
@@ -46,7 +47,9 @@ class ModelSpec:
     the pinned version that traversals report. `prices` of None means unknown: such a tier is refused before a call.
     `rank` orders tiers for escalation. `path` is a GGUF file of a local tier, None the packaged one. `per_hour_nusd`
     is what its machine costs an hour, where it is charged by measured run time. `price_source` says where the prices
-    are from, or why there are none.
+    are from, or why there are none. `services` are the prices of the kinds of service that a call may ask for by
+    `service_tier`, as far as they are known. `tool_tokens` is what the provider adds to a call's input by itself where
+    it has tools or a form for its answer, at most; `image_tokens` is the most that one picture counts.
     """
 
     name: str
@@ -68,6 +71,9 @@ class ModelSpec:
     replicas: int = 1
     per_hour_nusd: int | None = None
     price_source: str = ""
+    services: Mapping[str, Prices] = field(default_factory=dict)
+    tool_tokens: int = 0
+    image_tokens: int = IMAGE_TOKENS
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def rental_nusd(self, run_us: int) -> int:
@@ -83,6 +89,9 @@ class ModelSpec:
             "version": self.version,
             "endpoints": [[e.name, e.base_url, e.weight, e.region, e.insecure] for e in self.endpoints],
             "prices": repr(self.prices),
+            "services": {name: repr(prices) for name, prices in self.services.items()},
+            "tool_tokens": self.tool_tokens,
+            "image_tokens": self.image_tokens,
             "per_hour_nusd": self.per_hour_nusd,
             "context_window": self.context_window,
             "max_output_tokens": self.max_output_tokens,

@@ -4,7 +4,12 @@ import os
 import random
 import time
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Final, Protocol
+
+RANDOM_BYTES: Final = 10  # of an id
+AT_ONCE: Final = 256  # ids' worth of random bytes: each fetch gives other threads the interpreter
+_DRAWN: Final[list[str]] = []  # popped and extended atomically, so each is given once; a forked child draws its own
+os.register_at_fork(after_in_child=_DRAWN.clear)
 
 
 class Clock(Protocol):
@@ -43,7 +48,13 @@ class RandomIds:
 
     def request_id(self) -> str:
         millis = int(self._clock.wall().timestamp() * 1_000)
-        return f"{millis:012x}{os.urandom(10).hex()}"
+        try:
+            return f"{millis:012x}{_DRAWN.pop()}"
+        except IndexError:
+            digits, step = os.urandom(RANDOM_BYTES * AT_ONCE).hex(), 2 * RANDOM_BYTES
+            random_part, *more = (digits[at : at + step] for at in range(0, len(digits), step))
+            _DRAWN.extend(more)
+            return f"{millis:012x}{random_part}"
 
 
 def seeded(seed: int, path: str) -> random.Random:

@@ -10,12 +10,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from mesh.errors import ConfigError, MeshError, nearest
 from mesh.graph import Graph
+from mesh.importing import import_fault, show_own_lines
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 Builder: TypeAlias = "Callable[[MeshArgs], Application]"
 
 CONFIG_ENV = "MESH_CONFIG"
+
+if Path(sys.argv[0]).name == "serve":
+    show_own_lines()
 
 
 class MeshArgs(BaseModel):
@@ -36,6 +41,9 @@ class MeshArgs(BaseModel):
     host: str = Field(default="127.0.0.1", description="the address to listen on; beyond loopback, keys are demanded")
     port: int = Field(default=8000, ge=1, le=65_535, description="the port to listen on")
     cpus: float = Field(default=0.25, gt=0, le=64, description="CPUs that each ingress replica asks Ray for")
+    form: Literal["staged", "bare"] = Field(
+        default="staged", description="how requests run: as LangGraph stages, or bare, by our walker without LangGraph"
+    )
     dashboard: bool = Field(default=False, description="start Ray's dashboard too, on loopback")
     verbose: bool = Field(default=False, description="show Ray's and Serve's own output")
     ingress: str = Field(default="mesh.serve.ingress:ingress_from", description="import path of the ingress factory")
@@ -111,12 +119,7 @@ def graph_at(path: str) -> Graph:
         ConfigError: there is no such module, or no graph in it.
     """
     module_name, _, attribute = path.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, and what it imports is not
-        raise ConfigError(path, f"no module {error.name!r} on sys.path.", "Start where it can be imported.") from None
+    module = _imported(module_name, path)
     found = getattr(module, attribute, None)
     graph = getattr(found, "graph", None) if callable(found) else found
     if not isinstance(graph, Graph):
@@ -147,13 +150,21 @@ def _build(paths: Sequence[str], args: MeshArgs) -> "Application":
     # Serve's CLI has put "." there; what starts later runs in other folders.
     sys.path[:] = [str(Path(entry).absolute()) for entry in sys.path]
     try:
-        for path in paths:
-            graph_at(path).build()
         from mesh.serve.builder import application
 
         return application(paths, args)
     except MeshError as error:
         raise shown(error) from None
+
+
+def _imported(module_name: str, path: str) -> ModuleType:
+    try:
+        return importlib.import_module(module_name)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            problem = f"no module {error.name!r} on sys.path."
+            raise ConfigError(path, problem, "Start where it can be imported.") from None
+        raise import_fault(path, error) from error  # it is there, and what it does or imports fails
 
 
 def _caller() -> str:
@@ -180,10 +191,7 @@ def _only_graph(path: str) -> str:
     if attribute:
         graph_at(path)
         return path
-    try:
-        found = _graphs_in(importlib.import_module(module_name))
-    except ModuleNotFoundError as error:
-        raise ConfigError(path, f"no module {error.name!r} on sys.path.", "Start where it can be imported.") from None
+    found = _graphs_in(_imported(module_name, path))
     if len(found) != 1:
         raise ConfigError(path, f"has {len(found)} graphs ({', '.join(found)}).", "Name one: module:attribute.")
     return f"{module_name}:{found[0]}"

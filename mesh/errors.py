@@ -3,9 +3,13 @@
     MeshError
     ├── ConfigError            mesh.toml, a graph module or the environment is wrong
     │   └── GraphError         a graph has structural faults: all of them, at once
+    ├── DeclarationError       a node does more than it declares: a bug in the node
     ├── RequestError           the client's request is wrong: nothing was sent and nothing was spent
     │   └── UnknownModelError
     ├── BudgetExceededError    an account refused; nothing was sent and nothing was spent
+    ├── RateLimitedError       a tenant's requests per minute, or at a time, are used up; nothing ran
+    ├── InProgressError        a request with the same Idempotency-Key still runs; this one did not
+    ├── RegisterConflictError  what was to be changed has changed meanwhile
     ├── LedgerUnavailableError the ledger cannot be asked, so nothing may be spent
     ├── ReservationError       a provider was called without a live reservation: a bug in the caller
     ├── ProviderError          a call on the wire failed
@@ -25,7 +29,7 @@ from mesh.vocabulary import AttemptStatus, Cause
 def nearest(name: str, known: Iterable[str]) -> str:
     """' Did you mean X?' for the closest known name, else the list of known names."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
         return f" Did you mean {close[0]!r}?"
     return f" Known: {', '.join(names) or 'none'}."
@@ -60,6 +64,17 @@ class GraphError(MeshError):
         return f"graph {self.graph!r} has {len(self.faults)} fault(s):{lines}"
 
 
+class DeclarationError(MeshError):
+    """A node does more than it declares. Its graph's bounds and proofs rest on that, so it is stopped."""
+
+    def __init__(self, node: str, declared: str, problem: str) -> None:
+        super().__init__(node, declared, problem)
+        self.node, self.declared, self.problem = node, declared, problem
+
+    def __str__(self) -> str:
+        return f"Node {self.node!r}: {self.problem}, which its `{self.declared}` does not declare. Declare it there."
+
+
 class RequestError(MeshError):
     """What the client sent cannot be used. Nothing ran."""
 
@@ -92,6 +107,48 @@ class BudgetExceededError(MeshError):
             f"The {self.scope} budget {self.account!r} has {self.limit - self.used} {self.dimension} left of "
             f"{self.limit}, and this call may need {self.asked}. Raise the limit, or ask for fewer tokens."
         )
+
+
+class RateLimitedError(MeshError):
+    """A tenant asks faster than it may; nothing ran. `what`: `requests_per_minute` or `concurrency`."""
+
+    retryable = True
+
+    def __init__(self, what: str, used: int, limit: int, retry_us: int) -> None:
+        super().__init__(what, used, limit, retry_us)
+        self.what, self.used, self.limit, self.retry_us = what, used, limit, retry_us
+
+    def __str__(self) -> str:
+        per = "begun in the last minute" if self.what == "requests_per_minute" else "running"
+        after = f"Send it again in {-(-self.retry_us // 1_000_000)} s."
+        return f"{self.used} requests are {per}, and the limit of this tenant is {self.limit}. {after}"
+
+
+class InProgressError(MeshError):
+    """A request with the same Idempotency-Key runs now; this one did not. `request_id` is the other's, if known."""
+
+    retryable = True
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(request_id)
+        self.request_id = request_id
+
+    def __str__(self) -> str:
+        which = f" ({self.request_id})" if self.request_id else ""
+        return f"A request with this Idempotency-Key is running{which}. Ask again in 1 s for its reply."
+
+
+class RegisterConflictError(MeshError):
+    """Somebody else changed it first; nothing was kept."""
+
+    retryable = True
+
+    def __init__(self, kind: str, name: str) -> None:
+        super().__init__(kind, name)
+        self.kind, self.name = kind, name
+
+    def __str__(self) -> str:
+        return f"The {self.kind} {self.name!r} was changed by somebody else just now. Look at it, and try again."
 
 
 class LedgerUnavailableError(MeshError):

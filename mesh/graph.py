@@ -13,11 +13,16 @@ import networkx as nx
 from budgets.cap import Cap
 from mesh.catalogue import digest
 from mesh.errors import GraphError, nearest
-from mesh.node import Join, Node, labels, plain
+from mesh.goals import Goal, Outside, Region, goal_text
+from mesh.node import Declared, Join, Node, labels, plain
+from mesh.policy import Number, number_faults
 from mesh.structure import faults_of, join_of_fan_out
-from mesh.vocabulary import END, FAILURES, FAULT, OK, START, TRUNCATED, Privacy, Risk
+from mesh.vocabulary import END, FAILURES, FAULT, OK, START, TRUNCATED, Capability, Privacy, Risk
 
-__all__ = ["END", "START", "BuiltGraph", "Graph", "Join", "Lane", "MustPass", "Never", "Privacy", "Risk"]
+__all__ = [
+    "END", "START", "BuiltGraph", "Capability", "Goal", "Graph", "Join", "Lane", "MustPass", "Never", "Outside",
+    "Privacy", "Region", "Risk",
+]  # fmt: skip
 
 Target: TypeAlias = tuple[str, ...]
 """Where an edge leads: one node, or the branches of a fan-out."""
@@ -36,20 +41,28 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class MustPass:
-    """No path may reach `before` unless it passed `node` with one of the outcomes `on`. Proved by `mesh check`."""
+    """No path may reach `before` unless it passed `node` with one of the outcomes `on`. Proved by `mesh.proofs`."""
 
     node: str
     on: tuple[str, ...]
-    before: str
+    before: Goal
+
+    @property
+    def goal(self) -> Goal:
+        return self.before
 
 
 @dataclass(frozen=True, slots=True)
 class Never:
-    """After `node` ended with one of `on`, no path may reach `reaches`. Proved by `mesh check`."""
+    """After `node` ended with one of `on`, no path may reach `reaches`. Proved by `mesh.proofs`."""
 
     node: str
     on: tuple[str, ...]
-    reaches: str
+    reaches: Goal
+
+    @property
+    def goal(self) -> Goal:
+        return self.reaches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +85,13 @@ class BuiltGraph:
     doc: str
     version: str
     lane_of: Mapping[str, str] = field(default_factory=dict)
+    numbers: Mapping[str, Number] = field(default_factory=dict)
+    declared: Mapping[str, Declared] = field(init=False)
+    _resourceful: tuple[Node, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_resourceful", tuple(node for node in self.nodes.values() if node.resources))
+        object.__setattr__(self, "declared", {name: Declared.of(node) for name, node in self.nodes.items()})
 
     def target(self, source: str, on: str) -> Target:
         """Where the outcome leads. A failure that no edge names goes to `on_failure`, else to END (an empty tuple)."""
@@ -83,9 +103,13 @@ class BuiltGraph:
         return ()
 
     def streams(self, name: str) -> bool:
-        """Whether the node's answer goes straight to the client as it comes: its `ok` edge leads to END."""
+        """Whether the node's answer goes straight to the client as it comes: its `ok` edge leads to END.
+
+        To be asked of nodes outside fan-outs: no branch speaks to the client.
+        """
+        node = self.nodes[name]
         after = [self.edges.get((name, outcome)) for outcome in (OK, TRUNCATED)]
-        return bool(self.nodes[name].tiers) and all(target == (END,) for target in after)
+        return bool(node.tiers) and node.stream is not False and all(target == (END,) for target in after)
 
     def hints(self) -> frozenset[str]:
         """The hints that any node reads."""
@@ -94,6 +118,15 @@ class BuiltGraph:
     def tiers(self) -> tuple[str, ...]:
         """All tiers that any node may call, sorted."""
         return tuple(sorted({tier for node in self.nodes.values() for tier in node.tiers}))
+
+    def resources(self) -> dict[str, str]:
+        """The digests, as they are now, of the files that any node decides by."""
+        return {name: digest for node in self._resourceful for name, digest in node.resources.items()}
+
+    def unread_numbers(self) -> tuple[str, ...]:
+        """The declared numbers that no node reads: turning them changes nothing."""
+        read = frozenset().union(*(node.numbers for node in self.nodes.values()))
+        return tuple(name for name in self.numbers if name not in read)
 
 
 class Graph:
@@ -116,6 +149,7 @@ class Graph:
         self._lanes: list[Lane] = []
         self._must_pass: list[MustPass] = []
         self._never: list[Never] = []
+        self._numbers: list[Number] = []
         self._faults: list[str] = []
         self._built: BuiltGraph | None = None
 
@@ -166,15 +200,30 @@ class Graph:
         self._must_be_open()
         self._lanes.append(Lane(name, tuple(nodes), owner, risk, evaluation))
 
-    def must_pass(self, node: str, *, on: str | Iterable[str], before: str) -> None:
-        """Demand that every path to `before` (a node, a tier or a privacy class) passed `node` with one of `on`."""
+    def must_pass(self, node: str, *, on: str | Iterable[str], before: Goal) -> None:
+        """Demand that every path to `before` passed `node` with one of `on`.
+
+        `before` is a node, a tier, or every tier of a kind: `Privacy.PUBLIC`, `Region("eu")`, `Outside("eu")`,
+        `Capability.VISION`.
+        """
         self._must_be_open()
         self._must_pass.append(MustPass(node, labels(on), before))
 
-    def never(self, node: str, *, on: str | Iterable[str], reaches: str) -> None:
-        """Forbid every path from `node` with one of `on` to `reaches` (a node, a tier or a privacy class)."""
+    def never(self, node: str, *, on: str | Iterable[str], reaches: Goal) -> None:
+        """Forbid every path from `node` with one of `on` to `reaches`: what `must_pass` knows as `before`."""
         self._must_be_open()
         self._never.append(Never(node, labels(on), reaches))
+
+    def number(self, name: str, *, default: float, unit: str, low: float, high: float, meaning: str) -> None:
+        """Declare a named number: a threshold, floor or weight that nodes read by its name.
+
+        `policies/<graph>.toml` may give it another value within [low, high], without a restart. `unit` says what is
+        counted ("score", "characters"), `meaning` what happens from this value on.
+        """
+        self._must_be_open()
+        self._numbers.append(
+            Number(name=name, default=default, unit=unit, low=low, high=high, meaning=" ".join(meaning.split()))
+        )
 
     def build(self) -> BuiltGraph:
         """Freeze the graph. Building again returns the same value.
@@ -184,12 +233,19 @@ class Graph:
         """
         if self._built is None:
             edges, faults = self._resolved()
-            faults = [*self._faults, *faults, *self._policy_faults()]
+            faults = [*self._faults, *faults, *self._policy_faults(), *self._number_faults()]
             faults += faults_of(self._nodes, edges, self._failure)
             if faults:
                 raise GraphError(self.name, list(dict.fromkeys(faults)))
-            self._built = self._frozen(edges)
+            joins = {
+                key: join_of_fan_out(self._nodes, edges, targets) for key, targets in edges.items() if len(targets) > 1
+            }
+            self._built = self._frozen(edges, joins)
         return self._built
+
+    def draft(self) -> BuiltGraph:
+        """The graph as it stands, faults and all, so that `mesh.check` can tell them together. Not to be walked."""
+        return self._frozen(self._resolved()[0], {})
 
     def topology(self) -> "nx.MultiDiGraph[str]":
         """The graph for networkx: nodes carry `kind` and `node`, edges `on` (and `fan_out`, the branches beside it)."""
@@ -252,10 +308,19 @@ class Graph:
             ]
         return faults
 
-    def _frozen(self, edges: dict[tuple[str, str], Target]) -> BuiltGraph:
-        joins = {
-            key: join_of_fan_out(self._nodes, edges, targets) for key, targets in edges.items() if len(targets) > 1
-        }
+    def _number_faults(self) -> list[str]:
+        declared = [number.name for number in self._numbers]
+        return [
+            *number_faults(self._numbers),
+            *(
+                f"node {name!r} reads the number {read!r}, which is not declared; "
+                f"add graph.number({read!r}, ...).{nearest(read, declared) if declared else ''}"
+                for name, node in self._nodes.items()
+                for read in sorted(node.numbers - set(declared))
+            ),
+        ]
+
+    def _frozen(self, edges: dict[tuple[str, str], Target], joins: dict[tuple[str, str], str]) -> BuiltGraph:
         return BuiltGraph(
             name=self.name,
             nodes=dict(self._nodes),
@@ -270,6 +335,7 @@ class Graph:
             doc=self.doc,
             version=digest(self._described(edges)),
             lane_of={name: lane.name for lane in self._lanes for name in lane.nodes},
+            numbers={number.name: number for number in self._numbers},
         )
 
     def _described(self, edges: dict[tuple[str, str], Target]) -> dict[str, Any]:
@@ -281,6 +347,7 @@ class Graph:
             "cap": plain(self.cap),
             "baseline": self.baseline,
             "lanes": plain(self._lanes),
-            "must_pass": plain(self._must_pass),
-            "never": plain(self._never),
+            "must_pass": [[rule.node, list(rule.on), goal_text(rule.goal)] for rule in self._must_pass],
+            "never": [[rule.node, list(rule.on), goal_text(rule.goal)] for rule in self._never],
+            "numbers": plain(sorted(self._numbers, key=lambda number: number.name)),
         }

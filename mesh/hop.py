@@ -6,31 +6,43 @@ the deterministic id `request:path:attempt`.
 
 import asyncio
 import random
-from collections.abc import Awaitable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from budgets.account import Amount
-from budgets.ledger import Ledger, Reservation
+from budgets.cap import lower
+from budgets.gauge import Pressure
+from budgets.ledger import LEASE_MARGIN_US, Reservation
+from mesh.billing import SERVICE, covers
+from mesh.booking import bill_of, entered, held, said
 from mesh.candidates import Candidate, candidate_endpoints
 from mesh.catalogue import Endpoint, ModelSpec, Timeouts
+from mesh.choice import Standing, Wanted
 from mesh.clock import seeded
-from mesh.errors import BudgetExceededError, LedgerUnavailableError, ProviderError
+from mesh.errors import BudgetExceededError, DeclarationError, LedgerUnavailableError, ProviderError
+from mesh.escalation import throttled
+from mesh.node import Declared, Node
+from mesh.policy import Setting
 from mesh.prices import Usage
 from mesh.providers.protocol import Call, DeltaSink, Message, Progress, Reply
+from mesh.quote import Quote, clamped, quote_of
 from mesh.run import Run
-from mesh.state import Answer, Signal
-from mesh.tokens import bound_tokens, count_messages, count_text
+from mesh.standing import standing_of
+from mesh.state import Answer, Request, Signal, State
+from mesh.tiers import taken
 from mesh.trace import AttemptRecord, HopRecord, Rejection
-from mesh.vocabulary import CUT, AttemptStatus, Cause, Dimension, Ended, Failure, Reason
-
-T = TypeVar("T")
+from mesh.units import utc_text
+from mesh.vocabulary import CUT, DECIDING, AttemptStatus, Capability, Cause, Dimension, Ended, Failure, Priority, Reason
 
 RETRYABLE = frozenset({AttemptStatus.TIMEOUT, AttemptStatus.UNAVAILABLE, AttemptStatus.RATE_LIMITED})
-FINAL_CAUSES = frozenset({Cause.UPSTREAM_REJECTED, Cause.UPSTREAM_AUTH, Cause.NOT_CONFIGURED})
-HTTP_ERRORS = 400
+FINAL_CAUSES = frozenset({Cause.UPSTREAM_REJECTED, Cause.CONTEXT_LENGTH, Cause.UPSTREAM_AUTH, Cause.NOT_CONFIGURED})
 BACKOFF_BASE_US = 250_000
 BACKOFF_CAP_US = 8_000_000
+ONE_STEP = Amount(0, 0, steps=1)
+CLAMPINGS = 8  # of one reservation
+YIELDING = frozenset({Priority.BEST, Priority.FASTEST})  # to thrift; `private` is no taste, `reviewed` asks a person
+_REFUSED_BY = {Dimension.TOKENS.value: Cause.TOKEN_CAP, Dimension.COST_NUSD.value: Cause.MONEY_CAP}
 
 
 class CallFailed(Exception):  # noqa: N818 -- not an error: a failure is an outcome, and this carries it to the walker
@@ -49,30 +61,35 @@ class Stopped(Exception):  # noqa: N818 -- not an error either: a cap or a dry r
         self.ended, self.cause = ended, cause
 
 
-@dataclass(frozen=True, slots=True)
-class Quote:
-    """The most that one attempt may use. `bound` says how the input was bounded."""
-
-    amount: Amount
-    input_tokens: int
-    max_tokens: int
-    bound: str
-
-
 class Hop:
     """A node's only way outside. One object per hop; it also collects what the hop's record needs."""
 
-    __slots__ = ("_attempts", "_random", "_run", "name", "queue_us", "record", "reserve_us", "transport_us")
+    __slots__ = (
+        "_attempts", "_hides", "_random", "_request", "_run", "clamped_tokens", "name", "now_us", "queue_us", "record",
+        "reserve_us", "transport_us",
+    )  # fmt: skip
 
-    def __init__(self, run: Run, name: str, record: HopRecord) -> None:
+    def __init__(self, run: Run, name: str, record: HopRecord, state: State | None = None) -> None:
         self._run = run
+        self._request: Request = run.request if state is None else state.request  # with placeholders in it, if any
+        self._hides = state is not None and bool(state.placeholders)
         self._random: random.Random | None = None
         self._attempts = 0
+        self.clamped_tokens: int | None = None  # what `max_tokens` was lowered to, if it was
+        self.now_us = run.now_us
         self.name = name
         self.record = record
         self.reserve_us = 0
         self.queue_us = 0
         self.transport_us = 0
+
+    @property
+    def _node(self) -> Node:
+        return self._run.graph.nodes[self.name]
+
+    @property
+    def _declared(self) -> Declared:
+        return self._run.graph.declared[self.name]
 
     @property
     def path(self) -> str:
@@ -87,12 +104,20 @@ class Hop:
 
     @property
     def streams(self) -> bool:
-        """Whether this node's answer may go to the client as it comes."""
+        """Whether this node's answer may go to the client as it comes. Not one with placeholders to put back in it."""
         run = self._run
-        return run.sink is not None and len(self.record.path) == 1 and run.graph.streams(self.name)
+        return not self._hides and run.sink is not None and len(self.record.path) == 1 and run.graph.streams(self.name)
 
-    def now_us(self) -> int:
-        return self._run.now_us()
+    def number(self, setting: Setting) -> float:
+        """A plain number as it is; of a name, its value in this traversal's policy, which the hop's record then shows.
+
+        Raises:
+            KeyError: the graph declares no such number. Building it says so, where the node names it in `numbers`.
+        """
+        if not isinstance(setting, str):
+            return setting
+        value = self.record.policy[setting] = self._run.policy.values[setting]
+        return value
 
     def reject(self, candidate: str, reason: Reason, **detail: Signal) -> None:
         """Record a candidate that was not taken, with figures."""
@@ -101,6 +126,55 @@ class Hop:
     def note(self, **state: Signal) -> None:
         """Record what a decision read of changing state, so that a replay reads the same."""
         self.record.state.update(state)
+
+    def offers(self, tier: str, capability: Capability) -> bool:
+        """Whether the catalogue has the tier, and says that it can do this."""
+        spec = self._run.door.catalogue.get(tier)
+        return spec is not None and capability in spec.capabilities
+
+    def standing(self, tier: str, *, success: float, sort: str | None = None, calibrated: bool = True) -> Standing:
+        """How a tier stands for this request now: for a node that chooses, and that notes what it read.
+
+        Args:
+            success: predicted probability that its answer is good enough; `calibrated` says that it may be relied on.
+            sort: of request; output lengths are forecast by it.
+        """
+        if tier not in self._node.tiers:
+            raise DeclarationError(self.name, "tiers", f"it considers tier {tier!r}")
+        self._run.sort = sort
+        found = standing_of(self._run, tier, self._request, success=success)
+        if not calibrated and found.barred is None:
+            return replace(found, barred=Rejection(tier, Reason.UNCALIBRATED))
+        return found
+
+    def pressure(self) -> Pressure | None:
+        """How full the fullest of the request's budgets is, as this replica read it last: noted in the hop."""
+        found = self._run.door.gauges.pressure(self._run.accounts)
+        if found is not None:
+            self.note(budget_account=found.account, budget_used=found.used, budget_projected=found.projected)
+            self.note(budget_left_nusd=found.left_nusd)
+        return found
+
+    def wanted(self, floor: float, yields: tuple[Reason, ...], frugal_from: float | None = None) -> Wanted:
+        """What this request demands of a tier: its priority, deadline and money, and the higher of the two floors.
+
+        The money is what is left of its own cap, or of the tightest of its budgets, if that is less.
+
+        Args:
+            frugal_from: the share of a budget, used or projected for the month's end, from which on the cheapest
+                viable tier is wanted, whatever the caller would rather have.
+        """
+        hints, left_us, pressure = self._run.request.hints, self._run.left_us(), self.pressure()
+        left_nusd = lower(self._run.left_nusd(), None if pressure is None else pressure.left_nusd)
+        self.note(left_us=left_us, left_nusd=left_nusd)
+        frugal = frugal_from is not None and pressure is not None and pressure.highest >= frugal_from
+        return Wanted(
+            floor=max(floor, hints.quality_floor or 0.0),
+            left_us=left_us,
+            left_nusd=left_nusd,
+            priority=Priority.CHEAPEST if frugal and hints.priority in YIELDING else hints.priority,
+            yields=yields,
+        )
 
     def answer(self, tier: str, reply: Reply) -> Answer:
         """A reply as an answer of this node. It was streamed if any part of it has gone out."""
@@ -127,6 +201,7 @@ class Hop:
         max_tokens: int | None = None,
         attempts: int = 1,
         stream: bool = False,
+        clamp: bool = False,
     ) -> Reply:
         """Call a tier: up to `attempts` calls on the wire, each reserved before and settled after.
 
@@ -134,24 +209,33 @@ class Hop:
             tier: the name in the catalogue.
             messages: default: the request's own.
             params: further request fields; default: the request's own.
-            max_tokens: output bound; the client's, this and the tier's own limit: the lowest holds.
+            max_tokens: output bound; this, the tier's own and, where the call answers, the client's: the lowest holds.
             stream: hand the reply to the client as it comes. Only the walker's `streams` nodes may.
+            clamp: lower `max_tokens` to what the budgets have room for, rather than fail as `over_budget`.
 
         Raises:
             CallFailed: with the standard failure outcome. Let it through.
             Stopped: the cap on model calls is reached, or this is a dry run. Let it through.
+            DeclarationError: the node does not declare the tier, or no more calls.
         """
         run = self._run
-        messages = run.request.messages if messages is None else messages
-        params = run.request.params if params is None else params
+        if tier not in self._node.tiers:
+            raise DeclarationError(self.name, "tiers", f"it calls tier {tier!r}")
+        messages = self._request.messages if messages is None else messages
+        params = self._request.params if params is None else params
         candidate = self._candidate(tier, messages, params)
+        await self._may_escalate(candidate.spec)
+        params = self._affordable(candidate.spec, params)
         quote = self._quote(candidate, messages, params, max_tokens)
         tried: set[str] = set()
         for attempt in range(1, attempts + 1):
             endpoint, propensity = self._choose(candidate, tried)
             tried.add(endpoint.name)
             try:
-                return await self._attempt(candidate.spec, endpoint, propensity, quote, messages, params, stream=stream)
+                with run.door.tiers.claim(tier, endpoint):
+                    return await self._attempt(
+                        candidate.spec, endpoint, propensity, quote, messages, params, stream=stream, clamp=clamp
+                    )
             except ProviderError as error:
                 if run.delivered:
                     raise CallFailed(CUT, Cause.STREAM_CUT) from error
@@ -178,25 +262,33 @@ class Hop:
         max_tokens: int | None,
     ) -> Quote:
         began_us = self.now_us()
-        spec = candidate.spec
-        wished = [n for n in (max_tokens, self._run.request.max_tokens) if n is not None]
-        output = min(min(wished) if wished else spec.default_max_tokens, spec.max_output_tokens)
-        bytes_bound = bound_tokens(messages, params, spec.template_tokens)
-        # A tier cannot read more than its window, so the window bounds the input too.
-        bound = "utf8_bytes" if bytes_bound <= spec.context_window else "context_window"
-        input_tokens = min(bytes_bound, spec.context_window)
-        choices = params.get("n") or 1
-        bound_nusd = candidate.prices.bound_nusd(input_tokens, output * choices)
-        bound_nusd += spec.rental_nusd(spec.timeouts.total_us)
-        amount = Amount(bound_nusd, input_tokens + output * choices)
+        wished = (max_tokens, None if self.record.kind in DECIDING else self._run.request.max_tokens)
+        ceiling = self._declared.demand.output_tokens
+        quote = quote_of(candidate.spec, candidate.prices, messages, params, wished, ceiling)
         self.reserve_us += self.now_us() - began_us
-        return Quote(amount, input_tokens, output, bound)
+        return quote
+
+    def _affordable(self, spec: ModelSpec, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The parameters without a `service_tier` that may cost more than the quote holds: that is noted."""
+        asked = params.get(SERVICE)
+        if asked is None or covers(spec, asked):
+            return params
+        self._note_left_out(SERVICE)
+        return {name: value for name, value in params.items() if name != SERVICE}
+
+    def _note_left_out(self, *fields: str) -> None:
+        """Name the client's fields that did not go to the provider, beside those of earlier attempts."""
+        before = str(self.record.state.get("left_out", "")).split(", ")
+        self.note(left_out=", ".join(sorted({*filter(None, before), *fields})))
 
     def _choose(self, candidate: Candidate, tried: set[str]) -> tuple[Endpoint, float]:
-        """An endpoint by weight, untried ones first, with the propensity of the choice."""
+        """An endpoint by weight, with the propensity of the choice: untried ones first, then those with a free slot."""
         endpoints = [e for e in candidate.endpoints if e.name not in tried] or list(candidate.endpoints)
         if len(endpoints) == 1:
             return endpoints[0], 1.0
+        if full := self._run.door.tiers.full(candidate.spec.name, endpoints):
+            self.note(full_endpoints=", ".join(full))
+            endpoints = [e for e in endpoints if e.name not in full] or endpoints
         total = sum(e.weight for e in endpoints)
         chosen = self.random.choices(endpoints, weights=[e.weight for e in endpoints])[0]
         return chosen, chosen.weight / total
@@ -211,17 +303,21 @@ class Hop:
         params: Mapping[str, Any],
         *,
         stream: bool,
+        clamp: bool,
     ) -> Reply:
-        timeouts = self._timeouts(spec)
+        self._must_be_allowed()
+        declared = self._declared.demand.model_calls  # bounds are computed from what nodes declare
+        if self._attempts >= declared:
+            raise DeclarationError(self.name, "demand.model_calls", f"it makes more calls than {declared}")
         self._run.model_calls_used += 1  # before the wait for the ledger: branches beside this one must see it
         try:
-            reservation = await self._reserve(quote)
+            reservation, quote = await self._reserve(spec, quote, params if clamp else None)
         except BaseException:
             self._run.model_calls_used -= 1
             raise
         if self._run.dry:
             self._run.model_calls_used -= 1
-            await booked(self._run.door.ledger, self._run.door.ledger.release(reservation))
+            await entered(self._run.door, reservation.id, self._run.door.ledger.release(reservation))
             self.record.reserved_nusd += quote.amount.nusd
             self.note(tier=spec.name, quote_nusd=quote.amount.nusd, quote_tokens=quote.amount.tokens)
             raise Stopped(Ended.PLANNED, Cause.DRY_RUN)
@@ -239,7 +335,7 @@ class Hop:
             messages=messages,
             max_tokens=quote.max_tokens,
             params=params,
-            timeouts=timeouts,
+            timeouts=spec.timeouts,
             seed=self._run.request.seed,
         )
         return await self._called(spec, endpoint, call, reservation, record, stream=stream)
@@ -261,19 +357,20 @@ class Hop:
         provider = run.door.providers[spec.provider]
         sink = self._sink(run.sink, progress) if stream and run.sink is not None else None
         try:
-            await self._enter(spec, self._fitting(spec.timeouts))
+            await self._enter(spec, endpoint)
             began_us = self.now_us()
-            call = replace(call, timeouts=self._fitting(spec.timeouts))  # the wait for a slot took its part
+            call = replace(call, timeouts=self._fitting(spec.timeouts))  # the waits until here took their part
             try:
                 reply = await provider.call(reservation, spec, endpoint, call, progress, sink)
             finally:
-                self._leave(spec, began_us)
+                self._leave(spec, endpoint, began_us)
         except asyncio.CancelledError:
             record.status, record.cause = AttemptStatus.CANCELLED, Cause.REQUEST_CANCELLED
             await self._settle(spec, call, reservation, record, progress, began_us, None)
             raise
         except ProviderError as error:
             record.status, record.cause, record.upstream_status = error.status, error.cause, error.upstream_status
+            record.detail = error.detail
             await self._settle(spec, call, reservation, record, progress, began_us, error)
             raise
         except BaseException:
@@ -284,20 +381,21 @@ class Hop:
         progress.sent = True
         record.model_version = reply.model_version or spec.version
         progress.usage = reply.usage or progress.usage
+        progress.served = reply.extra.get(SERVICE)
         if not progress.text:
-            progress.text.append(_said(reply))
+            progress.text.append(said(reply))
         await self._settle(spec, call, reservation, record, progress, began_us, None)
         return reply if reply.usage is not None else replace(reply, usage=record.usage)
 
-    async def _enter(self, spec: ModelSpec, timeouts: Timeouts) -> None:
-        """Wait for one of the tier's own slots, no longer than the first token may take."""
+    async def _enter(self, spec: ModelSpec, endpoint: Endpoint) -> None:
+        """Wait for a slot of the endpoint and one of the tier, no longer than the first token may take."""
         counters = self._run.door.tiers.of(spec.name, spec.max_concurrent)
-        if counters.slots is not None:
-            began_us = self.now_us()
+        if slots := self._run.door.tiers.slots(spec.name, endpoint):
+            began_us, timeouts = self.now_us(), self._fitting(spec.timeouts)
             counters.queued += 1
             try:
                 async with asyncio.timeout(timeouts.first_token_us / 1_000_000):
-                    await counters.slots.acquire()
+                    await taken(slots)
             except TimeoutError as error:
                 raise ProviderError(AttemptStatus.TIMEOUT, Cause.FIRST_TOKEN_TIMEOUT, "waiting for a slot") from error
             finally:
@@ -305,12 +403,12 @@ class Hop:
                 self.queue_us += self.now_us() - began_us
         counters.in_flight += 1
 
-    def _leave(self, spec: ModelSpec, began_us: int) -> None:
+    def _leave(self, spec: ModelSpec, endpoint: Endpoint, began_us: int) -> None:
         counters = self._run.door.tiers.of(spec.name)
         counters.in_flight -= 1
         counters.runs_us.append(self.now_us() - began_us)
-        if counters.slots is not None:
-            counters.slots.release()
+        for slots in self._run.door.tiers.slots(spec.name, endpoint):
+            slots.release()
 
     def _sink(self, deliver: DeltaSink, progress: Progress) -> DeltaSink:
         """The client's sink, which notes that from the first delta on no fallback may follow."""
@@ -322,14 +420,13 @@ class Hop:
 
         return deliver_delta
 
-    def _timeouts(self, spec: ModelSpec) -> Timeouts:
-        """The tier's timeouts, none longer than what is left of the deadline."""
+    def _must_be_allowed(self) -> None:
+        """Raise if the cap on model calls or the deadline is reached."""
         if self._run.calls_used_up():
             raise Stopped(Ended.CAPPED, Cause.MODEL_CALL_CAP)
         left_us = self._run.left_us()
         if left_us is not None and left_us <= 0:
             raise CallFailed(Failure.OVER_DEADLINE, Cause.DEADLINE)
-        return self._fitting(spec.timeouts)
 
     def _fitting(self, own: Timeouts) -> Timeouts:
         """A tier's timeouts, none longer than what is left now, and none 0: some wires read that as unlimited."""
@@ -344,23 +441,99 @@ class Hop:
             total_us=min(own.total_us, left_us),
         )
 
-    async def _reserve(self, quote: Quote) -> Reservation:
-        run = self._run
+    async def _may_escalate(self, spec: ModelSpec) -> None:
         began_us = self.now_us()
-        self._attempts += 1
-        reservation_id = f"{run.id}:{self.path}:{self._attempts}"
         try:
-            return await _held(run.door.ledger, run.door.ledger.reserve(reservation_id, quote.amount, run.accounts))
-        except BudgetExceededError as error:
-            self.note(
-                scope=error.scope, dimension=error.dimension, asked=error.asked, used=error.used, limit=error.limit
-            )
-            cause = Cause.TOKEN_CAP if error.dimension == Dimension.TOKENS else Cause.MONEY_CAP
-            raise CallFailed(Failure.OVER_BUDGET, cause) from error
+            refused = await throttled(self._run, self.record, spec)
         except LedgerUnavailableError as error:
             raise CallFailed(Failure.UNAVAILABLE, Cause.LEDGER_DOWN) from error
         finally:
             self.reserve_us += self.now_us() - began_us
+        if refused is not None:
+            self.record.rejected.append(refused)
+            raise CallFailed(Failure.THROTTLED, Cause.ESCALATION_SHARE)
+
+    async def _reserve(
+        self, spec: ModelSpec, quote: Quote, clamp: Mapping[str, Any] | None
+    ) -> tuple[Reservation, Quote]:
+        """A reservation, and the quote that it holds: `quote`, or a smaller one where `clamp` has the call's fields."""
+        run = self._run
+        began_us = self.now_us()
+        self._attempts += 1
+        first, run.counted = not run.counted, True  # a request is counted with the first call that it makes
+        try:
+            for left in range(CLAMPINGS, -1, -1):  # others may take the room meanwhile
+                try:
+                    reservation = await self._held(spec.timeouts, quote.amount._replace(requests=int(first)))
+                except BudgetExceededError as error:
+                    smaller = None if clamp is None or not left else self._clamped(spec, quote, clamp, error)
+                    if smaller is None:
+                        raise CallFailed(Failure.OVER_BUDGET, self._refused(error)) from error
+                    quote = smaller
+                else:
+                    first = False
+                    return reservation, quote
+            raise AssertionError("the last try returns or raises")
+        except LedgerUnavailableError as error:
+            raise CallFailed(Failure.UNAVAILABLE, Cause.LEDGER_DOWN) from error
+        finally:
+            run.counted = run.counted and not first
+            self.reserve_us += self.now_us() - began_us
+
+    async def _held(self, timeouts: Timeouts, amount: Amount) -> Reservation:
+        run = self._run
+        # the call may wait for a slot before it begins
+        lease_us = timeouts.first_token_us + timeouts.total_us + LEASE_MARGIN_US
+        reservation_id = f"{run.id}:{self.path}:{self._attempts}"
+        holding = run.door.ledger.reserve(reservation_id, amount, run.accounts, lease_us=lease_us)
+        return await held(run.door, holding)
+
+    def _clamped(
+        self, spec: ModelSpec, quote: Quote, params: Mapping[str, Any], error: BudgetExceededError
+    ) -> Quote | None:
+        """A smaller quote that fits what has refused this one, if there is any. It is recorded, with the figures."""
+        prices = spec.prices
+        room = error.limit - error.used
+        smaller = None if prices is None else clamped(quote, spec, prices, params, error.dimension, room)
+        if smaller is not None:
+            self.clamped_tokens = smaller.max_tokens
+            self.reject(
+                spec.name, Reason.OVER_BUDGET, scope=error.scope, dimension=error.dimension, asked=error.asked,
+                used=error.used, limit=error.limit, max_tokens=quote.max_tokens, clamped_tokens=smaller.max_tokens,
+            )  # fmt: skip
+        return smaller
+
+    async def step(self) -> None:
+        """Count this hop on the accounts that limit hops. To be called before its node runs.
+
+        Raises:
+            CallFailed, Stopped: one of them has no room. The hop ends, or the traversal where the node has no such end.
+        """
+        run, ledger = self._run, self._run.door.ledger
+        began_us = self.now_us()
+        try:
+            holding = ledger.reserve(f"{run.id}:{self.path}:step", ONE_STEP, run.accounts)
+            reservation = await held(run.door, holding)
+            await entered(run.door, reservation.id, ledger.settle(reservation, ONE_STEP, estimated=False))
+        except BudgetExceededError as error:
+            raise self._ends(Failure.OVER_BUDGET, Ended.REFUSED, self._refused(error)) from error
+        except LedgerUnavailableError as error:
+            raise self._ends(Failure.UNAVAILABLE, Ended.ERROR, Cause.LEDGER_DOWN) from error
+        finally:
+            self.reserve_us += self.now_us() - began_us
+
+    def _ends(self, failure: Failure, ended: Ended, cause: Cause) -> CallFailed | Stopped:
+        return CallFailed(failure, cause) if failure in self._node.failures else Stopped(ended, cause)
+
+    def _refused(self, error: BudgetExceededError) -> Cause:
+        """Note the account that refused, with its figures."""
+        run = self._run
+        resets_us = run.meta.payer.resets_us(error.account, run.at_us)
+        self.note(
+            scope=error.scope, dimension=error.dimension, asked=error.asked, used=error.used, limit=error.limit,
+            resets_at=None if resets_us is None else utc_text(resets_us),
+        )  # fmt: skip
+        return _REFUSED_BY.get(error.dimension, Cause.BUDGET)
 
     async def _settle(
         self,
@@ -374,30 +547,31 @@ class Hop:
     ) -> None:
         """Book what came. Shielded: a cancelled request still settles, and at what came, never at zero."""
         ended_us = self.now_us()
-        # A provider bills nothing for what it refused, or for what never reached it.
-        refused = error is not None and (error.upstream_status or 0) >= HTTP_ERRORS and not progress.text
-        free = refused or not progress.sent
-        # A usage record in the middle of a call that then failed may be a running one.
-        reported = progress.usage if record.status is AttemptStatus.OK else None
-        usage = Usage() if free else reported or _estimate(spec, call, progress)
         record.run_us = max(0, ended_us - began_us - progress.queue_us - progress.transport_us)
-        prices = spec.prices
-        cost_nusd = prices.cost_nusd(usage) if prices else 0
-        cost_nusd += 0 if free else spec.rental_nusd(record.run_us)
-        record.first_token_us = progress.first_token_us
+        bill = bill_of(spec, call, record, progress, error)
+        usage, cost_nusd, free = bill.usage, bill.cost_nusd, bill.free
+        record.first_token_us, record.upstream_id = progress.first_token_us, progress.upstream_id
+        if progress.left_out:
+            self._note_left_out(*progress.left_out)
         record.usage, record.cost_nusd = usage, cost_nusd
-        record.estimated = not free and reported is None
+        record.estimated = bill.estimated
         record.overrun_nusd = max(0, cost_nusd - reservation.amount.nusd)
+        if record.status is AttemptStatus.OK and self.record.kind not in DECIDING:  # a yes or no is no answer's length
+            self._run.door.tiers.of(spec.name).forecast.add(usage.output, record.run_us, self._run.sort)
         self.queue_us += progress.queue_us
         self.transport_us += progress.transport_us
         self.record.reserved_nusd += reservation.amount.nusd
         self.record.cost_nusd += cost_nusd
-        ledger = self._run.door.ledger
-        if free:
-            await booked(ledger, ledger.release(reservation))
-        else:
-            actual = Amount(cost_nusd, usage.total)
-            await booked(ledger, ledger.settle(reservation, actual, estimated=record.estimated))
+        ledger, requests = self._run.door.ledger, reservation.amount.requests
+        actual = Amount(cost_nusd, usage.total, requests)
+        if free and requests:
+            self._run.counted = False  # the next call counts it
+        if not await entered(
+            self._run.door,
+            reservation.id,
+            ledger.release(reservation) if free else ledger.settle(reservation, actual, estimated=record.estimated),
+        ):
+            self.note(unbooked=reservation.id)
         self.reserve_us += self.now_us() - ended_us
 
     def _backoff_us(self, error: ProviderError, attempt: int, own: Timeouts) -> int | None:
@@ -409,54 +583,6 @@ class Hop:
             wait_us = max(wait_us, error.retry_after_us)
         left_us = self._run.left_us()
         return None if wait_us >= (own.total_us if left_us is None else min(left_us, own.total_us)) else wait_us
-
-
-async def _held(ledger: Ledger, reserving: Coroutine[Any, Any, Reservation]) -> Reservation:
-    """The reservation. If the request is cancelled while it is being held, it is given back."""
-    if ledger.immediate:
-        return await reserving
-    task = asyncio.ensure_future(reserving)
-    try:
-        return await shielded(task)
-    except asyncio.CancelledError:
-        if not task.cancelled() and task.exception() is None:
-            await shielded(ledger.release(task.result()))
-        raise
-
-
-async def booked(ledger: Ledger, work: Coroutine[Any, Any, T]) -> T:
-    """Run a step of the ledger to its end whatever happens to the request. One that never suspends needs no shield."""
-    return await (work if ledger.immediate else shielded(work))
-
-
-async def shielded(settling: Awaitable[T]) -> T:
-    """Run to the end however often the request is cancelled: its client may go while a join ends its losers."""
-    task = asyncio.ensure_future(settling)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled from task.exception()
-    return task.result()
-
-
-def _estimate(spec: ModelSpec, call: Call, progress: Progress) -> Usage:
-    """What was sent and what came, where no last usage record did: the running one, else our own count."""
-    most = call.max_tokens * (call.params.get("n") or 1)
-    output = max(progress.output_pieces, min(count_text("".join(progress.text)), most))
-    if (running := progress.usage) is not None:
-        return replace(running, output=max(running.output, output))
-    counted = count_messages(call.messages, call.params, spec.template_tokens)
-    return Usage(input=min(counted, spec.context_window), output=output)
-
-
-def _said(reply: Reply) -> str:
-    content = reply.message.get("content")
-    calls = reply.message.get("tool_calls")
-    return (content if isinstance(content, str) else "") + (str(calls) if calls else "")
 
 
 def _outcome(error: ProviderError) -> Failure:

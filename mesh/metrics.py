@@ -6,7 +6,7 @@ dollars) would lose their end. Labels come from graphs and the catalogue only.
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -56,7 +56,9 @@ class Watched:
     name: str
     kind: Type
     meaning: str
-    read: Callable[[], int]
+    labels: tuple[str, ...]
+    read: Callable[[], Mapping[tuple[str, ...], int]]
+    shared: bool = False  # the same from every replica, so not labelled with one
 
 
 TOTALS: Final = (
@@ -100,7 +102,19 @@ class Metrics:
 
     def watch(self, name: str, meaning: str, read: Callable[[], int], *, kind: Type = "gauge") -> None:
         """Show a figure of this replica's own, labelled with its name. It is read at each scrape."""
-        self._watched.append(Watched(name, kind, meaning, read))
+        self._watched.append(Watched(name, kind, meaning, (), lambda: {(): read()}))
+
+    def watch_each(
+        self, name: str, meaning: str, labels: tuple[str, ...], read: Callable[[], Mapping[tuple[str, ...], int]]
+    ) -> None:
+        """Show a gauge of this replica's own with further labels; `read` gives its figures by their values."""
+        self._watched.append(Watched(name, "gauge", meaning, labels, read))
+
+    def watch_shared(
+        self, name: str, meaning: str, labels: tuple[str, ...], read: Callable[[], Mapping[tuple[str, ...], int]]
+    ) -> None:
+        """Show a counter that lies in the store, and so is the same from every replica. `read` may block."""
+        self._watched.append(Watched(name, "counter", meaning, labels, read, shared=True))
 
     def render(self) -> bytes:
         """The text of one scrape; its type is `CONTENT_TYPE`.
@@ -112,7 +126,8 @@ class Metrics:
         except StoreError as error:
             log.warning("a scrape goes without counters: %s", error)
             found = None
-        up = Watched("mesh_store_up", "gauge", "1 if this scrape could read the counters.", lambda: found is not None)
+        reachable: dict[tuple[str, ...], int] = {(): int(found is not None)}
+        up = Watched("mesh_store_up", "gauge", "1 if this scrape could read the counters.", (), lambda: reachable)
         lines = [line for watched in (up, *self._watched) for line in self._own(watched)]
         if found is not None:
             lines += _shared(found)
@@ -120,7 +135,9 @@ class Metrics:
 
     def _own(self, watched: Watched) -> Iterator[str]:
         yield from _head(watched.name, watched.kind, watched.meaning)
-        yield _sample(watched.name, ("replica",), (self._replica,), int(watched.read()))
+        for values, figure in watched.read().items():
+            own = ((), ()) if watched.shared else (("replica",), (self._replica,))
+            yield _sample(watched.name, (*own[0], *watched.labels), (*own[1], *values), int(figure))
 
 
 def _shared(found: Counts) -> Iterator[str]:

@@ -2,12 +2,12 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from mesh.state import State, Verdict
-from mesh.vocabulary import Joined, Kind
+from mesh.vocabulary import CUT, FAULT, Failure, Joined, Kind
 
 if TYPE_CHECKING:
     from mesh.hop import Hop
@@ -27,6 +27,20 @@ class Demand:
 
 
 INLINE = Demand()
+
+ANY_NODES: Final = frozenset({CUT, FAULT, Failure.OVER_DEADLINE.value})  # outcomes that no node has to declare
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What a node says of itself, asked once: its properties make these anew each time, and never change."""
+
+    outcomes: frozenset[str]  # all that it may end with: its own, its failures, and what any node may
+    demand: Demand
+
+    @classmethod
+    def of(cls, node: "Node") -> "Declared":
+        return cls(node.outcomes | node.failures | ANY_NODES, node.demand)
 
 
 class Node(ABC):
@@ -63,9 +77,27 @@ class Node(ABC):
         return ()
 
     @property
+    def stream(self) -> bool | None:
+        """Whether the reply goes out as it comes: True claims that it does, and `mesh check` holds the graph to it.
+
+        False holds it back until the traversal ends. None: it goes out where its edges lead straight to END.
+        """
+        return None
+
+    @property
     def hints(self) -> frozenset[str]:
         """The caller's hints that this node reads. What no node of a graph reads is listed as ignored."""
         return frozenset()
+
+    @property
+    def numbers(self) -> frozenset[str]:
+        """The graph's named numbers that this node reads by `hop.number`: `named(self.floor)` of `mesh.policy`."""
+        return frozenset()
+
+    @property
+    def resources(self) -> Mapping[str, str]:
+        """The digests of the files that this node decides by (labels, calibration, knowledge), by their names."""
+        return {}
 
     @abstractmethod
     async def run(self, state: State, hop: "Hop") -> Verdict:

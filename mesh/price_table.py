@@ -5,8 +5,9 @@ a price that changes with the time of day counts at its dearest hour, a cache wr
 without a price of their own (cached input, reasoning) at the price of plain input or output.
 """
 
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
@@ -22,6 +23,9 @@ _OUTPUT: Final = ("output_mtok",)
 _CACHED: Final = ("cache_read_mtok",)
 _CACHE_WRITE: Final = ("cache_write_mtok", "cache_write_5m_mtok", "cache_write_1h_mtok")
 _REASONING: Final = ("output_reasoning_mtok",)
+_SERVICE: Final = "service_tier"
+_SEARCHES: Final = re.compile(r"(?:^|/)sonar|-search(?:-|$)|deep-research|-online$|(?:^|/)compound")
+_SURCHARGES: Final = frozenset({"inference_geo"})  # Anthropic's: 1.1 times the price where it names a country
 
 # charged for what a chat request of text and images does not contain, or for searches that a tool of the provider makes
 _NOT_OURS: Final = ("audio", "video", "searches", "document", "mchars", "hours")
@@ -32,22 +36,29 @@ _KNOWN: Final = frozenset({*_INPUT, *_OUTPUT, *_CACHED, *_CACHE_WRITE, *_REASONI
 class Quoted:
     """What the table says of one model. `prices` is None where it says nothing that a call can be bounded by.
 
-    `source` names the entry, or says why there is no price. `context_window` is in tokens.
+    `source` names the entry, or says why there is no price. `context_window` is in tokens. `services` are the prices of
+    the kinds of service that a call may ask for by `service_tier`.
     """
 
     prices: Prices | None
     source: str
     context_window: int | None = None
+    services: Mapping[str, Prices] = field(default_factory=dict)
 
 
 def quoted(
-    model: str, *, at: datetime, provider: str | None = None, url: str | None = None, service: str | None = None
+    model: str,
+    *,
+    at: datetime,
+    provider: str | None = None,
+    url: str | None = None,
+    context: Mapping[str, str] | None = None,
 ) -> Quoted:
     """The prices of `model` as sold by `provider` (a name of the table), else by whoever answers at `url`.
 
     Args:
         at: the moment at which prices are read, with its time zone; scheduled changes before it hold.
-        service: the service tier that each call asks for (`priority`, `flex`), if any.
+        context: what each call asks for that has a price of its own (`service_tier`: `priority`), if anything.
     """
     # Its tables take a second to import, and a mesh whose tiers all have prices of their own needs none of them.
     import genai_prices  # noqa: PLC0415
@@ -58,12 +69,31 @@ def quoted(
         seller, entry = get_snapshot().find_provider_model(model, None, provider, url)
     except LookupError:
         return Quoted(prices=None, source=f"{table} does not list {model!r} of {provider or url}")
-    context = {"service_tier": service} if service else {}
     try:
-        prices = dearest([_prices(entry.get_prices(moment, context)) for moment in _moments(entry, at)])
+        prices = _dearest_of_day(entry, at, context or {})
+        _must_be_priced_by_token(entry, context or {})
+        services = {name: _dearest_of_day(entry, at, {_SERVICE: name}) for name in sorted(_services(entry))}
     except LookupError as reason:
-        return Quoted(prices=None, source=f"{table} {_name(seller, entry)}: {reason.args[0]}")
-    return Quoted(prices=prices, source=f"{table} {_name(seller, entry)}", context_window=entry.context_window)
+        why = f"{table} {_name(seller, entry)}: {reason.args[0]}"
+        return Quoted(prices=None, source=why, context_window=entry.context_window)
+    source, window = f"{table} {_name(seller, entry)}", entry.context_window
+    return Quoted(prices=prices, source=source, context_window=window, services=services)
+
+
+def _must_be_priced_by_token(entry: "ModelInfo", context: Mapping[str, str]) -> None:
+    if _SEARCHES.search(entry.id):
+        raise LookupError("the model searches by itself, which is charged beside its tokens")
+    if surcharged := sorted(_SURCHARGES.intersection(context)):
+        raise LookupError(f"what {surcharged[0]} costs is not in the table")
+
+
+def _dearest_of_day(entry: "ModelInfo", at: datetime, context: Mapping[str, str]) -> Prices:
+    return dearest([_prices(entry.get_prices(moment, context)) for moment in _moments(entry, at)])
+
+
+def _services(entry: "ModelInfo") -> set[str]:
+    """The kinds of service that have a price of their own, and nothing else that a price hangs on."""
+    return {variant.when[_SERVICE] for variant in entry.price_variants or () if set(variant.when) == {_SERVICE}}
 
 
 def dearest(several: Iterable[Prices]) -> Prices:

@@ -1,6 +1,6 @@
 """Prices per kind of token, and what a usage record costs. Integers: pico-dollars per token in, nano-dollars out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from mesh.units import ceil_nusd
 
@@ -42,6 +42,10 @@ class Rates:
     def dearest_output_pusd(self) -> int:
         return max(self.output_pusd, self.reasoning_pusd)
 
+    def dearer_than(self, other: "Rates") -> bool:
+        """Whether any kind of token costs more than by `other`."""
+        return any(getattr(self, kind.name) > getattr(other, kind.name) for kind in fields(self))
+
 
 @dataclass(frozen=True, slots=True)
 class Prices:
@@ -81,6 +85,11 @@ class Prices:
         input_pusd = max(rates.dearest_input_pusd for rates in reachable)
         output_pusd = max(rates.dearest_output_pusd for rates in reachable)
         return ceil_nusd(input_tokens * input_pusd + output_tokens * output_pusd)
+
+    def dearer_than(self, other: "Prices") -> bool:
+        """Whether any kind of token costs more by these prices than by `other`, at any input length."""
+        starts = {0, *(above + 1 for above, _ in (*self.steps, *other.steps))}
+        return any(self.rates(start).dearer_than(other.rates(start)) for start in starts)
 
 
 NOT_PRICED = Prices(

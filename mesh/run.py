@@ -1,16 +1,21 @@
 """One traversal while it runs: its versions, counters, accounts, deadline and records."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from budgets.account import Account
+from budgets.bypass import Bypass
 from budgets.cap import Limits
+from budgets.gauge import UNGAUGED, Gauging
 from budgets.ledger import Ledger
+from budgets.payer import NOBODY, Payer
+from budgets.throttle import UNTHROTTLED, Throttling
 from mesh.catalogue import Catalogue
 from mesh.clock import Clock
 from mesh.graph import BuiltGraph
 from mesh.node import Node
+from mesh.policy import NO_NUMBERS, Policy
 from mesh.providers.protocol import DeltaSink, Provider
 from mesh.state import Request
 from mesh.tiers import OwnCounters
@@ -27,18 +32,35 @@ class Door:
     ledger: Ledger
     clock: Clock
     tiers: OwnCounters
+    gauges: Gauging = UNGAUGED
+    throttle: Throttling = UNTHROTTLED
+
+
+@dataclass(frozen=True, slots=True)
+class Detour:
+    """A kill switch that a request was sent by, and the tiers of its graph that it could not go to."""
+
+    bypass: Bypass
+    skipped: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Meta:
-    """What the record says of a request beyond what nodes read."""
+    """What the record says of a request beyond what nodes read, and who pays for it.
+
+    `at_us` is when it began by the store's clock (microseconds since 1970), which tells its months; None: by ours.
+    `steps_limited`: an operator may have limited the hops of one of its accounts.
+    """
 
     client_request_id: str | None = None
-    tenant: str = "local"
+    payer: Payer = NOBODY
+    at_us: int | None = None
+    steps_limited: bool = False
     user: str | None = None
     client_retry: int = 0
     ignored_hints: Sequence[Mapping[str, Any]] = ()
     traceparent: str | None = None
+    detour: Detour | None = None
 
 
 NO_META = Meta()
@@ -54,10 +76,12 @@ class Run:
     door: Door
     limits: Limits
     accounts: tuple[Account, ...]
+    at_us: int  # when it began, by the store's clock: microseconds since 1970
     started_us: int  # when the request arrived: the deadline counts from here
     started_at: str
     entered_us: int  # when the engine took it: the first edge begins here
     meta: Meta = NO_META
+    policy: Policy = NO_NUMBERS  # the one it started with, whatever is loaded meanwhile
     sink: DeltaSink | None = None
     dry: bool = False
     hops_used: int = 0
@@ -66,16 +90,30 @@ class Run:
     records: list[HopRecord] = field(default_factory=list)
     ended: Ended | None = None  # set where something other than an edge ended the traversal
     cause: Cause | None = None
+    counted: bool = False  # as a request, on its accounts
+    escalated: bool = False  # and was counted among those of its tenant that have
     delivered: bool = False  # a part of the reply has gone out to the client
+    sort: str | None = None  # of request, as a dispatcher told it: output lengths are forecast by it
+    steps_limited: bool = field(init=False)  # whether some account limits hops: then each is counted there
+    now_us: Callable[[], int] = field(init=False)  # the clock's own: it is read some 40 times a request
 
-    def now_us(self) -> int:
-        return self.door.clock.now_us()
+    def __post_init__(self) -> None:
+        self.now_us = self.door.clock.now_us
+        self.steps_limited = self.meta.steps_limited or any(
+            a.limit_steps is not None or a.soft_steps is not None for a in self.accounts
+        )
 
     def left_us(self) -> int | None:
         """Microseconds to the deadline; None without one. May be negative."""
         if self.limits.time_us is None:
             return None
         return self.started_us + self.limits.time_us - self.now_us()
+
+    def left_nusd(self) -> int | None:
+        """Nano-dollars left of the request's own cap; None without one. What runs beside this is not counted."""
+        if self.limits.cost_nusd is None:
+            return None
+        return self.limits.cost_nusd - sum(record.cost_nusd for record in self.records)
 
     def cap_reached(self, name: str, node: Node) -> Cause | None:
         """Which cap the next run of `node` would pass. Respond nodes give the caps' own answer, so none holds them."""
@@ -86,7 +124,7 @@ class Run:
             return Cause.HOP_CAP
         if limits.visits is not None and self.visits.get(name, 0) >= limits.visits:
             return Cause.VISIT_CAP
-        if node.demand.model_calls and self.calls_used_up():
+        if self.graph.declared[name].demand.model_calls and self.calls_used_up():
             return Cause.MODEL_CALL_CAP
         return None
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
+from mesh.placeholders import hidden, shown
 from mesh.prices import Usage
 from mesh.vocabulary import Cause, Ended, Priority, Privacy, Risk
 
@@ -92,6 +93,8 @@ class Answer:
     """A reply that could be given to the caller.
 
     `tier` is None where a tool or a respond node spoke. `valid` is what validators said of it: None if none looked.
+    `score` is what a judge gave it, in [0, 1]: of several the lowest. `doubted`: a vote preferred another one, or
+    nobody is sure of it.
     """
 
     node: str
@@ -103,6 +106,8 @@ class Answer:
     logprobs: Mapping[str, Any] | None = None
     rank: int = 0
     valid: bool | None = None
+    score: float | None = None
+    doubted: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
     streamed: bool = False
 
@@ -113,13 +118,17 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Where a traversal stands. Nodes read it; what they return is folded in by `after`."""
+    """Where a traversal stands. Nodes read it; what they return is folded in by `after`.
+
+    Where something was hidden, `request` and the answers hold placeholders: `given` alone puts the originals back.
+    """
 
     request: Request
     signals: Mapping[str, Signal] = field(default_factory=dict)
     answers: tuple[Answer, ...] = ()
     spoken: Answer | None = None  # what a respond node said; it outranks all answers
     ends: Ended | None = None  # how the last respond node said that the traversal ends
+    placeholders: Mapping[str, str] = field(default_factory=dict, repr=False)  # by what they stand for
 
     @property
     def answer(self) -> Answer | None:
@@ -130,43 +139,96 @@ class State:
     def best(self) -> Answer | None:
         """The answer to give if the traversal ends now: spoken, else unrefuted, else of the highest rank, else last.
 
-        What has gone out to the client cannot be taken back: nothing else is the answer then.
+        A doubted one comes after those that are not, and before what was refuted. What has gone
+        out to the client cannot be taken back: nothing else is the answer then.
         """
         if self.spoken is not None:
             return self.spoken
-        if not self.answers or self.answers[-1].streamed:
+        if len(self.answers) < 2 or self.answers[-1].streamed:
             return self.answer
         order = {True: 2, None: 1, False: 0}
-        return max(enumerate(self.answers), key=lambda item: (order[item[1].valid], item[1].rank, item[0]))[1]
+        return max(
+            enumerate(self.answers),
+            key=lambda item: (
+                item[1].valid is not False, not item[1].doubted, order[item[1].valid], item[1].rank, item[0]
+            ),
+        )[1]  # fmt: skip
+
+    @property
+    def given(self) -> Answer | None:
+        """The best answer as the caller gets it: what placeholders stood for is put back.
+
+        The log-probabilities of tokens that stood for something else say nothing of what was put back.
+        """
+        best = self.best
+        if best is None or not self.placeholders:
+            return best
+        return replace(best, message=shown(best.message, self.placeholders), logprobs=None)
 
     def after(self, verdict: "Verdict") -> "State":
         """This state with what a node found."""
         signals = {**self.signals, **verdict.signals} if verdict.signals else self.signals
         answers = self.answers
-        if verdict.valid is not None and answers:
-            # A later validator cannot acquit what an earlier one refuted.
-            valid = verdict.valid and answers[-1].valid is not False
-            answers = (*answers[:-1], replace(answers[-1], valid=valid))
+        if answers and (verdict.valid is not None or verdict.score is not None or verdict.doubts):
+            judged = _judged(answers[-1], valid=verdict.valid, score=verdict.score, doubted=verdict.doubts)
+            answers = (*answers[:-1], judged)
+        if verdict.elects:
+            answers = tuple(replace(answer, doubted=True) for answer in answers)
         if verdict.answer is not None:
             answers = (*answers, verdict.answer)
-        return State(self.request, signals, answers, verdict.spoken or self.spoken, verdict.ends or self.ends)
+        after = State(
+            self.request, signals, answers, verdict.spoken or self.spoken, verdict.ends or self.ends, self.placeholders
+        )
+        return after.hiding(verdict.placeholders) if verdict.placeholders else after
+
+    def hiding(self, placeholders: Mapping[str, str]) -> "State":
+        """This state with each of these texts replaced, in the request and in the answers so far."""
+        every = {**self.placeholders, **placeholders}
+        asked = self.request
+        request = replace(
+            asked,
+            messages=tuple(hidden(asked.messages, every)),
+            params=hidden(asked.params, every),
+            text=hidden(asked.text, every),
+            system=hidden(asked.system, every),
+        )
+        answers = tuple(replace(answer, message=hidden(answer.message, every)) for answer in self.answers)
+        return replace(self, request=request, answers=answers, placeholders=every)
 
     def joined(self, branches: Sequence["State"]) -> "State":
         """This state with what the branches of a fan-out added, in branch order, whatever order they ended in."""
         signals = dict(self.signals)
         answers = list(self.answers)
         spoken, ends = self.spoken, self.ends
+        placeholders: dict[str, str] = {}
         for branch in branches:
+            placeholders.update(branch.placeholders)
             # What a branch only carried along must not undo what another one found.
             signals.update((k, v) for k, v in branch.signals.items() if k not in self.signals or v != self.signals[k])
             for index, answer in enumerate(branch.answers):
                 if index >= len(self.answers):
                     answers.append(answer)
-                elif answer.valid is False or answers[index].valid is None:
-                    answers[index] = replace(answers[index], valid=answer.valid)
+                else:
+                    answers[index] = _judged(
+                        answers[index], valid=answer.valid, score=answer.score, doubted=answer.doubted
+                    )
             if branch.spoken is not self.spoken:
                 spoken, ends = branch.spoken, branch.ends
-        return State(self.request, signals, tuple(answers), spoken, ends)
+        joined = State(self.request, signals, tuple(answers), spoken, ends, self.placeholders)
+        # What one branch would not send, nothing behind the join may send.
+        return joined.hiding(placeholders) if placeholders != self.placeholders else joined
+
+
+def _judged(answer: Answer, *, valid: bool | None, score: float | None, doubted: bool) -> Answer:
+    """The answer with one more judgement. A later one cannot acquit what an earlier one refuted."""
+    verdicts = [one for one in (answer.valid, valid) if one is not None]
+    scores = [one for one in (answer.score, score) if one is not None]
+    return replace(
+        answer,
+        valid=all(verdicts) if verdicts else None,
+        score=min(scores, default=None),
+        doubted=answer.doubted or doubted,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +236,9 @@ class Verdict:
     """What a node found.
 
     `outcome` picks the edge. `because` is the typed cause. `signals` are measured properties, never content. `answer`
-    is a new answer; `valid` a judgement of the latest one; `spoken` and `ends` are a respond node's.
+    is a new answer; `valid` and `score` are judgements of the latest one; `spoken` and `ends` are a respond node's.
+    `doubts`: nobody is sure of the latest one. `elects`: `answer` is one of those so far, and the others are set aside.
+    `placeholders` says what is hidden from here on, by the text that each stands for; never in a record.
     """
 
     outcome: str
@@ -182,5 +246,9 @@ class Verdict:
     signals: Mapping[str, Signal] = field(default_factory=dict)
     answer: Answer | None = None
     valid: bool | None = None
+    score: float | None = None
+    doubts: bool = False
+    elects: bool = False
     spoken: Answer | None = None
     ends: Ended | None = None
+    placeholders: Mapping[str, str] = field(default_factory=dict, repr=False)

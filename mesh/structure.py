@@ -10,7 +10,7 @@ import networkx as nx
 
 from mesh.errors import nearest
 from mesh.node import Join, Node
-from mesh.vocabulary import END, START, Kind
+from mesh.vocabulary import CUT, END, START, Kind
 
 Edges: TypeAlias = Mapping[tuple[str, str], tuple[str, ...]]
 Nodes: TypeAlias = Mapping[str, Node]
@@ -44,16 +44,18 @@ def _edge_faults(nodes: Nodes, edges: Edges) -> Iterator[str]:
 
 
 def _outcome_faults(nodes: Nodes, edges: Edges) -> Iterator[str]:
-    for source, on in edges:
+    for (source, on), targets in edges.items():
         node = nodes.get(source)
         known = node.outcomes | node.failures if node else frozenset()
-        if node is not None and on not in known:
-            yield f"edge {source} --{on}-->: {source!r} never ends as {on!r}.{nearest(on, known)}"
+        if node is not None and on == CUT:
+            yield f"edge {source} --{on}--> {', '.join(targets)}: after `cut` nothing follows; remove the edge"
+        elif node is not None and on not in known:
+            yield f"edge {source} --{on}-->: {source!r} never ends as {str(on)!r}.{nearest(on, known)}"
     for name, node in nodes.items():
         for outcome in sorted(node.outcomes):
             if (name, outcome) not in edges:
-                remedy = f"add graph.add_edge({name!r}, ..., on={outcome!r})"
-                yield f"node {name!r}: its outcome {outcome!r} has no edge; {remedy}"
+                remedy = f"add graph.add_edge({name!r}, ..., on={str(outcome)!r})"
+                yield f"node {name!r}: its outcome {str(outcome)!r} has no edge; {remedy}"
 
 
 def successors(nodes: Nodes, edges: Edges, failure: str | None) -> "nx.DiGraph[str]":
@@ -84,8 +86,13 @@ def join_of_fan_out(nodes: Nodes, edges: Edges, targets: tuple[str, ...]) -> str
     return min(_joins_met(nodes, edges, targets[0]))
 
 
-def _region(nodes: Nodes, edges: Edges, start: str) -> tuple[set[str], set[str]]:
-    """(the nodes of a branch, the joins at which it ends). A nested fan-out is passed over to behind its own join."""
+def _region(
+    nodes: Nodes, edges: Edges, start: str, crossed: frozenset[tuple[str, str]] = frozenset()
+) -> tuple[set[str], set[str]]:
+    """(the nodes of a branch, the joins at which it ends). A nested fan-out is passed over to behind its own join.
+
+    `crossed` are the fan-outs around it: a branch that leads back to before one of them is not followed for ever.
+    """
     inside: set[str] = set()
     joins: set[str] = set()
     pending = [start]
@@ -97,17 +104,21 @@ def _region(nodes: Nodes, edges: Edges, start: str) -> tuple[set[str], set[str]]
             joins.add(name)
             continue
         inside.add(name)
-        for (source, _), targets in edges.items():
-            if source == name:
-                pending += targets if len(targets) == 1 else _behind(nodes, edges, targets, inside)
+        for (source, on), targets in edges.items():
+            if source == name and len(targets) == 1:
+                pending += targets
+            elif source == name and (source, on) not in crossed:
+                pending += _behind(nodes, edges, targets, inside, crossed | {(source, on)})
     return inside, joins
 
 
-def _behind(nodes: Nodes, edges: Edges, targets: tuple[str, ...], inside: set[str]) -> list[str]:
+def _behind(
+    nodes: Nodes, edges: Edges, targets: tuple[str, ...], inside: set[str], crossed: frozenset[tuple[str, str]]
+) -> list[str]:
     """Where a nested fan-out goes on: behind its join. Its branches count as inside."""
     met: set[str] = set()
     for target in targets:
-        branch, joins = _region(nodes, edges, target)
+        branch, joins = _region(nodes, edges, target, crossed)
         inside |= branch
         met |= joins
     inside |= met
@@ -125,7 +136,7 @@ def _fan_out_faults(nodes: Nodes, edges: Edges, failure: str | None) -> Iterator
         if len(targets) < 2:
             continue
         label = f"fan-out {source} --{on}--> {', '.join(targets)}"
-        regions = [_region(nodes, edges, target) for target in targets]
+        regions = [_region(nodes, edges, target, frozenset({(source, on)})) for target in targets]
         joins = set().union(*(joins for _, joins in regions))
         entered |= joins
         if len(joins) != 1 or any(not met for _, met in regions):
@@ -140,15 +151,17 @@ def _fan_out_faults(nodes: Nodes, edges: Edges, failure: str | None) -> Iterator
     for name, node in nodes.items():
         if isinstance(node, Join) and name not in entered:
             yield f"join {name!r} ends no fan-out; lead the branches of one edge with several targets to it"
-    yield from _entry_faults(edges, feeding)
+    yield from _entry_faults(nodes, edges, feeding)
 
 
-def _entry_faults(edges: Edges, feeding: Mapping[str, set[str]]) -> Iterator[str]:
+def _entry_faults(nodes: Nodes, edges: Edges, feeding: Mapping[str, set[str]]) -> Iterator[str]:
     """Edges into a branch or its join that do not come from its fan-out. `feeding` has the branches' nodes by join."""
     for (source, on), targets in edges.items():
         for join, inside in feeding.items():
-            if len(targets) == 1 and source not in inside and targets[0] in inside | {join}:
-                yield f"edge {source} --{on}--> {targets[0]}: only the fan-out before join {join!r} may lead there"
+            entered = [target for target in targets if target in inside | {join}]
+            if source in inside or not entered or (len(targets) > 1 and join in _joins_met(nodes, edges, targets[0])):
+                continue
+            yield f"edge {source} --{on}--> {', '.join(entered)}: only the fan-out before join {join!r} may lead there"
 
 
 def _branch_faults(

@@ -45,6 +45,7 @@ ROUTE_EVENT: Final = "mesh.route"
 NS_PER_US: Final = 1_000
 TRACE_ID_DIGITS: Final = 32
 UNKNOWN_PROVIDER: Final = "_OTHER"
+PROVIDERS: Final = {"gemini": "gcp.gemini"}  # where the conventions have another name than `mesh.toml`
 EDGE_PARTS: Final = ("schedule", "reserve", "queue", "transport", "total")
 USAGE_NAMES: Final = {
     "input": "gen_ai.usage.input_tokens",
@@ -276,7 +277,7 @@ class _Drawing:
         attributes = _known(
             {
                 "gen_ai.operation.name": "chat",
-                "gen_ai.provider.name": spec.provider if spec else UNKNOWN_PROVIDER,
+                "gen_ai.provider.name": PROVIDERS.get(spec.provider, spec.provider) if spec else UNKNOWN_PROVIDER,
                 "gen_ai.request.model": model,
                 "gen_ai.response.model": shown["model_version"] if answered else None,
                 "gen_ai.response.time_to_first_chunk": None if first_token_us is None else first_token_us / US_PER_S,

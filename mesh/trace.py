@@ -26,6 +26,8 @@ class AttemptRecord:
     status: AttemptStatus = AttemptStatus.OK
     cause: str = ""
     upstream_status: int | None = None
+    detail: str = ""  # what the provider's error said, in words and figures: never content
+    upstream_id: str = ""  # what the provider calls the request, to ask it about
     run_us: int = 0
     first_token_us: int | None = None
     usage: Usage = field(default_factory=Usage)
@@ -43,6 +45,8 @@ class AttemptRecord:
             "status": self.status,
             "because": self.cause,
             "upstream_status": self.upstream_status,
+            "detail": self.detail,
+            "upstream_id": self.upstream_id,
             "run_us": self.run_us,
             "first_token_us": self.first_token_us,
             "tokens": {
@@ -125,7 +129,7 @@ class HopRecord:
     cost_nusd: int = 0
     state: dict[str, Any] = field(default_factory=dict)
     signals: Mapping[str, Any] = field(default_factory=dict)
-    policy: Mapping[str, Any] = field(default_factory=dict)
+    policy: dict[str, float] = field(default_factory=dict)  # the named numbers that the node read
     attempts: list[AttemptRecord] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
 
@@ -144,8 +148,8 @@ class HopRecord:
             "edges": [edge.to_json() for edge in self.edges],
             "run_us": self.run_us,
             "tokens": {
-                "input": sum(a.usage.input for a in self.attempts),
-                "output": sum(a.usage.output for a in self.attempts),
+                "input": sum([a.usage.input for a in self.attempts]),
+                "output": sum([a.usage.output for a in self.attempts]),
             },
             "reserved_nusd": self.reserved_nusd,
             "cost_nusd": self.cost_nusd,
@@ -219,6 +223,7 @@ class Traversal:
     tags: Mapping[str, str] = field(default_factory=dict)
     client_retry: int = 0
     traceparent: str | None = None  # the caller's W3C context: parent of the exported spans, not part of the wire form
+    bypass: str | None = None  # the tier of the kill switch that sent it; in the wire form its first hop says so
     outcome: Ended = Ended.ERROR
     because: str = ""
     cause: str = ""  # the typed cause of the last deciding hop, for statuses
@@ -243,17 +248,28 @@ class Traversal:
     @property
     def nodes_us(self) -> int:
         """Run time along the critical path."""
-        return sum(hop.run_us for hop in self.hops if not hop.parallel)
+        return sum([hop.run_us for hop in self.hops if not hop.parallel])
 
     @property
     def edges_us(self) -> int:
         """Edge time along the critical path: of a join, the edge that decided it, which stands first."""
-        return sum(hop.edges[0].total_us for hop in self.hops if not hop.parallel)
+        return sum([hop.edges[0].total_us for hop in self.hops if not hop.parallel])
+
+    @property
+    def latency_us(self) -> dict[str, int]:
+        """The total, its parts along the critical path, and what they do not explain."""
+        parts = {
+            "nodes": self.nodes_us,
+            "edges": self.edges_us,
+            "ingress": self.ingress_us,
+            "egress": self.egress_us,
+            "suspended": self.suspended_us,
+        }
+        return {"total": self.total_us, **parts, "unexplained": self.total_us - sum(parts.values())}
 
     @property
     def unexplained_us(self) -> int:
-        parts = self.nodes_us + self.edges_us + self.ingress_us + self.egress_us + self.suspended_us
-        return self.total_us - parts
+        return self.latency_us["unexplained"]
 
     @property
     def route(self) -> list[str]:
@@ -289,15 +305,7 @@ class Traversal:
             "model": self.model,
             "model_version": self.model_version,
             "escalations": [escalation.to_json() for escalation in self.escalations],
-            "latency_us": {
-                "total": self.total_us,
-                "nodes": self.nodes_us,
-                "edges": self.edges_us,
-                "ingress": self.ingress_us,
-                "egress": self.egress_us,
-                "suspended": self.suspended_us,
-                "unexplained": self.unexplained_us,
-            },
+            "latency_us": self.latency_us,
             "langgraph_us": self.langgraph_us,
             "cost_nusd": self.cost_nusd,
             "expected_cost_nusd": self.expected_cost_nusd,

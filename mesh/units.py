@@ -3,6 +3,7 @@
 Rounding is up, once, where a price meets a count.
 """
 
+from datetime import UTC, datetime, timedelta
 from decimal import ROUND_CEILING, Decimal, InvalidOperation
 
 NUSD_PER_USD = 1_000_000_000
@@ -57,3 +58,9 @@ def time_text(us: int) -> str:
     if us < US_PER_S:
         return f"{us / 1_000:.1f} ms"
     return f"{us / US_PER_S:.2f} s"
+
+
+def utc_text(at_us: int) -> str:
+    """A moment, in microseconds since 1970, as ISO 8601 in UTC: '2026-12-01T00:00:00Z'."""
+    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=at_us)
+    return moment.isoformat().replace("+00:00", "Z")

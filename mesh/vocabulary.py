@@ -31,6 +31,10 @@ class Kind(StrEnum):
     END = "end"
 
 
+DECIDING: Final = frozenset({Kind.CLASSIFIER, Kind.VALIDATOR, Kind.JUDGE, Kind.VOTE})
+"""Kinds whose calls of a tier decide, and answer nobody: the caller's bound on its answer's length is not theirs."""
+
+
 class Ended(StrEnum):
     """How a whole traversal ended."""
 
@@ -101,6 +105,7 @@ class Reason(StrEnum):
     WEAKER = "weaker"
     NOT_CONFIGURED = "not_configured"
     UNKNOWN_PRICE = "unknown_price"
+    NOT_PRICEABLE = "not_priceable"
 
 
 class Cause(StrEnum):
@@ -135,6 +140,11 @@ class Cause(StrEnum):
     NEAREST_LABEL = "nearest_label"
     TOO_CLOSE = "too_close"
     TOO_SHORT = "too_short"
+    # dispatchers
+    BEST_VIABLE = "best_viable"
+    GAVE_WAY = "gave_way"
+    NONE_VIABLE = "none_viable"
+    PERSON_ASKED_FOR = "person_asked_for"
     # calls
     REPLIED = "replied"
     LENGTH_LIMIT = "length_limit"
@@ -147,12 +157,15 @@ class Cause(StrEnum):
     TOTAL_TIMEOUT = "total_timeout"
     UPSTREAM_ERROR = "upstream_error"
     UPSTREAM_REJECTED = "upstream_rejected"
+    CONTEXT_LENGTH = "context_length"
     UPSTREAM_AUTH = "upstream_auth"
     UPSTREAM_RATE_LIMIT = "upstream_rate_limit"
     UPSTREAM_GARBAGE = "upstream_garbage"
     STREAM_CUT = "stream_cut"
     CONTENT_FILTER = "content_filter"
     BUDGET = "budget"
+    CLAMPED = "clamped"
+    ESCALATION_SHARE = "escalation_share"
     LEDGER_DOWN = "ledger_down"
     # tools and validators
     SOLVED = "solved"
@@ -166,6 +179,16 @@ class Cause(StrEnum):
     PATTERN = "pattern"
     LENGTH = "length"
     FALLBACK_PHRASE = "fallback_phrase"
+    # judges, confidence and votes
+    BETWEEN_THRESHOLDS = "between_thresholds"
+    OWN_ANSWER = "own_answer"
+    NO_VERDICT = "no_verdict"
+    NO_MEASURE = "no_measure"
+    UNCALIBRATED = "uncalibrated"
+    MOST_VOTES = "most_votes"
+    HIGHEST_SCORE = "highest_score"
+    NO_MAJORITY = "no_majority"
+    TOO_FEW = "too_few"
     # ends
     RESPONDED = "responded"
 
@@ -189,6 +212,54 @@ class Dimension(StrEnum):
     TOKENS = "tokens"
     COST_NUSD = "cost_nusd"
     SECONDS = "seconds"
+    REQUESTS = "requests"
+    STEPS = "steps"
+
+
+class EntryKind(StrEnum):
+    """What an entry of the ledger records."""
+
+    SETTLED = "settled"
+    RELEASED = "released"
+    EXPIRED = "expired"
+    CORRECTED = "corrected"
+    SOFT_LIMIT = "soft_limit"
+    OVERRUN = "overrun"
+    ACT = "act"
+
+
+class Role(StrEnum):
+    """What an API key may do."""
+
+    OPERATOR = "operator"
+    TENANT = "tenant"
+    READ_ONLY = "read-only"
+
+
+class Sla(StrEnum):
+    """What a tenant was promised."""
+
+    FREE = "free"
+    PRO = "pro"
+    ENTERPRISE = "enterprise"
+
+
+class Kept(StrEnum):
+    """What the ledger's register keeps, with every change of it in the audit log."""
+
+    TENANT = "tenant"
+    KEY = "key"
+    GRAPH = "graph"
+    BYPASS = "bypass"
+
+
+class AlertKind(StrEnum):
+    """What an operator is told of a budget."""
+
+    SOFT_LIMIT = "soft_limit"
+    OVERRUN = "overrun"
+    PROJECTED = "projected"
+    FAST_BURN = "fast_burn"
 
 
 class Privacy(StrEnum):
@@ -236,3 +307,26 @@ class AttemptStatus(StrEnum):
     INVALID_REPLY = "invalid_reply"
     CUT = "cut"
     CANCELLED = "cancelled"
+
+
+class Concern(StrEnum):
+    """What a warning of `mesh check` is about."""
+
+    SLOW_DECISION = "slow_decision"
+    FALLBACK_LOOP = "fallback_loop"
+    NO_VERSION = "no_version"
+    NO_BASELINE = "no_baseline"
+    NO_ESCALATION_CAP = "no_escalation_cap"
+    ABSENT_TIER = "absent_tier"
+    UNREAD_NUMBER = "unread_number"
+
+
+class Purpose(StrEnum):
+    """Why content is kept, apart from the traversals."""
+
+    REVIEW = "review"
+    IDEMPOTENCY = "idempotency"
+    CACHE = "cache"
+    QUEUE = "queue"
+    FEEDBACK = "feedback"
+    PROMPT = "prompt"

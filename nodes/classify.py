@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 from mesh.catalogue import digest
 from mesh.node import Node
+from mesh.policy import Setting, named
 from mesh.state import Signal, State, Verdict
 from mesh.vocabulary import Cause, Kind
 from nodes import weights
@@ -67,8 +68,8 @@ class Task(Node):
 
     Args:
         labels: examples by label, or the name of a YAML or JSON file beside the graph.
-        floor: with a lower score the outcome is `unsure`.
-        margin: with a smaller lead over the second label the outcome is `unsure`.
+        floor: with a lower score the outcome is `unsure`; a number, or the name of one that the graph declares.
+        margin: with a smaller lead over the second label the outcome is `unsure`; likewise.
 
     Raises:
         ConfigError: the labels cannot be read or used; says where and what.
@@ -76,19 +77,23 @@ class Task(Node):
     """
 
     labels: LabelSet | Mapping[str, Sequence[str]] | str | Path
-    floor: float = field(default=0.15, kw_only=True)
-    margin: float = field(default=0.02, kw_only=True)
+    floor: Setting = field(default=0.15, kw_only=True)
+    margin: Setting = field(default=0.02, kw_only=True)
 
     kind: ClassVar[Kind] = Kind.CLASSIFIER
 
     def __post_init__(self) -> None:
-        if not (0 <= self.floor <= 1 and 0 <= self.margin <= 1):
+        if not all(isinstance(setting, str) or 0 <= setting <= 1 for setting in (self.floor, self.margin)):
             raise ValueError(f"Task(floor={self.floor}, margin={self.margin}): both lie in [0, 1]")
         object.__setattr__(self, "labels", label_set(self.labels))
 
     @property
     def outcomes(self) -> frozenset[str]:
         return frozenset({*self.names, UNSURE})
+
+    @property
+    def numbers(self) -> frozenset[str]:
+        return named(self.floor, self.margin)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -107,9 +112,9 @@ class Task(Node):
         score, lead = float(scores[best]), float(scores[best] - scores[second])
         name = self.names[best]
         signals: dict[str, Signal] = {"task": name, "task_score": round(score, 4), "task_margin": round(lead, 4)}
-        if score < self.floor:
+        if score < hop.number(self.floor):
             return Verdict(outcome=UNSURE, because=Cause.BELOW_THRESHOLD, signals=signals)
-        if lead < self.margin:
+        if lead < hop.number(self.margin):
             return Verdict(outcome=UNSURE, because=Cause.TOO_CLOSE, signals=signals)
         return Verdict(outcome=name, because=Cause.NEAREST_LABEL, signals=signals)
 

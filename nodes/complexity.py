@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from mesh.errors import nearest
 from mesh.node import Node
+from mesh.policy import Setting, named
 from mesh.state import Request, Signal, State, Verdict
 from mesh.vocabulary import Cause, Kind
 
@@ -101,15 +102,15 @@ class Complexity(Node):
     more than the prompt's length does (AUROC 0.51 and 0.55). Do not take it for a forecast of quality.
 
     Args:
-        threshold: complex from this score on.
-        weights: other weights, by part; those left out keep their default.
+        threshold: complex from this score on; a number, or the name of one that the graph declares.
+        weights: other weights, by part, likewise; those left out keep their default.
 
     Raises:
         ValueError: a threshold or weight outside [0, 1], or no such part.
     """
 
-    threshold: float = 0.5
-    weights: Mapping[str, float] = field(default_factory=dict, kw_only=True)
+    threshold: Setting = 0.5
+    weights: Mapping[str, Setting] = field(default_factory=dict, kw_only=True)
 
     kind: ClassVar[Kind] = Kind.CLASSIFIER
 
@@ -117,9 +118,9 @@ class Complexity(Node):
         for part, weight in self.weights.items():
             if part not in WEIGHTS:
                 raise ValueError(f"Complexity(weights=...): no part {part!r}.{nearest(part, WEIGHTS)}")
-            if not 0 <= weight <= 1:
+            if not isinstance(weight, str) and not 0 <= weight <= 1:
                 raise ValueError(f"Complexity(weights=...): {part} = {weight}; a weight is in [0, 1]")
-        if not 0 < self.threshold <= 1:
+        if not isinstance(self.threshold, str) and not 0 < self.threshold <= 1:
             raise ValueError(f"Complexity(threshold={self.threshold}): it lies above 0 and is at most 1")
         object.__setattr__(self, "weights", {**WEIGHTS, **self.weights})
 
@@ -127,12 +128,16 @@ class Complexity(Node):
     def outcomes(self) -> frozenset[str]:
         return frozenset({SIMPLE, COMPLEX})
 
+    @property
+    def numbers(self) -> frozenset[str]:
+        return named(self.threshold, *self.weights.values())
+
     async def run(self, state: State, hop: "Hop") -> Verdict:
         parts = measured(state.request)
-        score = combined(parts, self.weights)
+        score = combined(parts, {part: hop.number(weight) for part, weight in self.weights.items()})
         signals: dict[str, Signal] = {f"complexity_{name}": round(value, 4) for name, value in parts.items()}
         signals["complexity"] = round(score, 4)
-        if score >= self.threshold:
+        if score >= hop.number(self.threshold):
             return Verdict(outcome=COMPLEX, because=Cause.ABOVE_THRESHOLD, signals=signals)
         return Verdict(outcome=SIMPLE, because=Cause.BELOW_THRESHOLD, signals=signals)
 

@@ -1,17 +1,21 @@
 """Conditions over a state, as data: `when("task").is_("sum") & ~when("request.tools").above(0)`.
 
-A subject is a signal's name (`task`), a hint (`hint.priority`, `hint.tags.team`) or a property of the request
-(`request.text`; see `PROPERTIES`). A comparison with a missing value is false, so its negation is true.
+A subject is a signal's name (`task`), a hint (`hint.priority`, `hint.tags.team`), a property of the request
+(`request.text`; see `PROPERTIES`), or how full its budgets are (`budget.used`, `budget.projected`; see `BUDGET`). A
+comparison with a missing value is false, so its negation is true. Limits are numbers, or names of numbers that the
+graph declares: `when("complexity").at_least("route.complex")`.
 """
 
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
+from budgets.gauge import Pressure
 from mesh.errors import nearest
+from mesh.policy import Reading, Setting, named, plain_number
 from mesh.state import Hints, Request, Signal, State
 from nodes.content import unread_parts
 from nodes.patterns import found, must_compile
@@ -30,7 +34,12 @@ PROPERTIES: Final[Mapping[str, Callable[[Request], Signal]]] = {
 }
 """What a rule may ask of the request. Counts are always there; the others may be missing."""
 
+BUDGET: Final = frozenset({"used", "projected"})
+"""What a rule may ask of the request's budgets: the share of the fullest that is used, and that will be used at the end
+of the month; 1 is all of it. Missing where no budget of the request is limited in money."""
+
 HINTS: Final = frozenset(field.name for field in dataclasses.fields(Hints)) - {"tags"}
+LIMITS: Final = frozenset({"above", "at least", "below", "at most"})  # operators whose value is a number, or its name
 COUNTS: Final = frozenset({"messages", "turns", "text_chars", "system_chars", "tools", "unread_parts"})
 
 
@@ -38,12 +47,18 @@ class Condition(ABC):
     """What holds of a state, or does not. Its `str` says all of it, and is what a graph's version is made from."""
 
     @abstractmethod
-    def holds(self, state: State) -> bool: ...
+    def holds(self, state: State, number: Reading = plain_number) -> bool:
+        """Whether it does; `number` gives the values of named numbers."""
 
     @property
     @abstractmethod
     def subjects(self) -> frozenset[str]:
         """What it looks at: names of signals, `hint.*` and `request.*`."""
+
+    @property
+    @abstractmethod
+    def numbers(self) -> frozenset[str]:
+        """The named numbers that it compares with."""
 
     def __and__(self, other: "Condition") -> "AllOf":
         return AllOf((self, other))
@@ -66,12 +81,17 @@ class Comparison(Condition):
     operator: str
     value: Any = None
 
-    def holds(self, state: State) -> bool:
-        return OPERATORS[self.operator](read(self.subject, state), self.value)
+    def holds(self, state: State, number: Reading = plain_number) -> bool:
+        value = number(self.value) if self.operator in LIMITS else self.value
+        return OPERATORS[self.operator](read(self.subject, state), value)
 
     @property
     def subjects(self) -> frozenset[str]:
         return frozenset({self.subject})
+
+    @property
+    def numbers(self) -> frozenset[str]:
+        return named(self.value) if self.operator in LIMITS else frozenset()
 
     def __str__(self) -> str:
         return f"{self.subject} {self.operator}" + ("" if self.operator == "present" else f" {self.value!r}")
@@ -81,12 +101,16 @@ class Comparison(Condition):
 class AllOf(Condition):
     parts: tuple[Condition, ...]
 
-    def holds(self, state: State) -> bool:
-        return all(part.holds(state) for part in self.parts)
+    def holds(self, state: State, number: Reading = plain_number) -> bool:
+        return all(part.holds(state, number) for part in self.parts)
 
     @property
     def subjects(self) -> frozenset[str]:
         return frozenset().union(*(part.subjects for part in self.parts))
+
+    @property
+    def numbers(self) -> frozenset[str]:
+        return frozenset().union(*(part.numbers for part in self.parts))
 
     def __str__(self) -> str:
         return "(" + " and ".join(map(str, self.parts)) + ")"
@@ -96,12 +120,16 @@ class AllOf(Condition):
 class AnyOf(Condition):
     parts: tuple[Condition, ...]
 
-    def holds(self, state: State) -> bool:
-        return any(part.holds(state) for part in self.parts)
+    def holds(self, state: State, number: Reading = plain_number) -> bool:
+        return any(part.holds(state, number) for part in self.parts)
 
     @property
     def subjects(self) -> frozenset[str]:
         return frozenset().union(*(part.subjects for part in self.parts))
+
+    @property
+    def numbers(self) -> frozenset[str]:
+        return frozenset().union(*(part.numbers for part in self.parts))
 
     def __str__(self) -> str:
         return "(" + " or ".join(map(str, self.parts)) + ")"
@@ -111,12 +139,16 @@ class AnyOf(Condition):
 class Not(Condition):
     part: Condition
 
-    def holds(self, state: State) -> bool:
-        return not self.part.holds(state)
+    def holds(self, state: State, number: Reading = plain_number) -> bool:
+        return not self.part.holds(state, number)
 
     @property
     def subjects(self) -> frozenset[str]:
         return self.part.subjects
+
+    @property
+    def numbers(self) -> frozenset[str]:
+        return self.part.numbers
 
     def __str__(self) -> str:
         return f"not {self.part}"
@@ -134,16 +166,16 @@ class Subject:
     def one_of(self, *values: Signal) -> Comparison:
         return Comparison(self.name, "one of", tuple(map(_data, values)))
 
-    def above(self, number: float) -> Comparison:
+    def above(self, number: Setting) -> Comparison:
         return Comparison(self.name, "above", number)
 
-    def at_least(self, number: float) -> Comparison:
+    def at_least(self, number: Setting) -> Comparison:
         return Comparison(self.name, "at least", number)
 
-    def below(self, number: float) -> Comparison:
+    def below(self, number: Setting) -> Comparison:
         return Comparison(self.name, "below", number)
 
-    def at_most(self, number: float) -> Comparison:
+    def at_most(self, number: Setting) -> Comparison:
         return Comparison(self.name, "at most", number)
 
     def matches(self, pattern: str) -> Comparison:
@@ -166,14 +198,16 @@ class Subject:
 
 
 def when(subject: str) -> Subject:
-    """Begin a condition on a signal, a hint (`hint.*`) or a property of the request (`request.*`).
+    """Begin a condition on a signal, a hint (`hint.*`), a property of the request (`request.*`) or its `budget.*`.
 
     Raises:
-        ValueError: no such hint or property; names the nearest.
+        ValueError: no such hint, property or figure; names the nearest.
     """
     scope, dot, name = subject.partition(".")
     if dot and scope == "hint" and name not in HINTS and not name.startswith("tags."):
         raise ValueError(f"no hint {name!r}.{nearest(name, HINTS)}")
+    if dot and scope == "budget" and name not in BUDGET:
+        raise ValueError(f"no budget figure {name!r}.{nearest(name, BUDGET)}")
     if dot and scope == "request" and name not in PROPERTIES:
         raise ValueError(f"no request property {name!r}.{nearest(name, PROPERTIES)}")
     if not subject:
@@ -190,6 +224,14 @@ def read(subject: str, state: State) -> Any:
         hints = state.request.hints
         return hints.tags.get(name.removeprefix("tags.")) if name.startswith("tags.") else getattr(hints, name)
     return state.signals.get(subject)
+
+
+def with_budget(state: State, pressure: Pressure | None) -> State:
+    """The state in which conditions find how full the request's budgets are."""
+    if pressure is None:
+        return state
+    figures = {"budget.used": pressure.used, "budget.projected": pressure.projected}
+    return replace(state, signals={**state.signals, **figures})
 
 
 def _data(value: Signal) -> Signal:

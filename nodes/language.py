@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from mesh.node import Node
+from mesh.policy import Setting, named
 from mesh.state import Signal, State, Verdict
 from mesh.vocabulary import Cause, Kind
 from nodes import weights
@@ -27,14 +28,14 @@ class Language(Node):
 
     Args:
         expected: codes that are outcomes of their own, beside `other`. None: the outcomes are `known` and `other`.
-        floor: a language of a lower score is `other`.
+        floor: a language of a lower score is `other`; a number, or the name of one that the graph declares.
 
     Raises:
         ValueError: a code that is none, or a floor outside [0, 1].
     """
 
     expected: tuple[str, ...] | None = None
-    floor: float = field(default=0.4, kw_only=True)
+    floor: Setting = field(default=0.4, kw_only=True)
 
     kind: ClassVar[Kind] = Kind.CLASSIFIER
 
@@ -44,17 +45,21 @@ class Language(Node):
         for code in self.expected or ():
             if not CODE.fullmatch(code):
                 raise ValueError(f"Language(expected=...): {code!r} is not a language code like 'en'")
-        if self.expected == () or not 0 <= self.floor <= 1:
+        if self.expected == () or not (isinstance(self.floor, str) or 0 <= self.floor <= 1):
             raise ValueError(f"Language(expected={self.expected}, floor={self.floor}): name a code; floor is in [0, 1]")
 
     @property
     def outcomes(self) -> frozenset[str]:
         return frozenset({*(self.expected or (KNOWN,)), OTHER})
 
+    @property
+    def numbers(self) -> frozenset[str]:
+        return named(self.floor)
+
     async def run(self, state: State, hop: "Hop") -> Verdict:
         code, score = weights.language(state.request.text)
         signals: dict[str, Signal] = {"language": code, "language_score": round(score, 4)}
-        if score < self.floor or code == weights.UNKNOWN_LANGUAGE:
+        if score < hop.number(self.floor) or code == weights.UNKNOWN_LANGUAGE:
             return Verdict(outcome=OTHER, because=Cause.BELOW_THRESHOLD, signals=signals)
         if self.expected is None:
             return Verdict(outcome=KNOWN, because=Cause.NEAREST_LABEL, signals=signals)

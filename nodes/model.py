@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mesh.node import Demand, Node
 from mesh.state import State, Verdict
-from mesh.vocabulary import CUT, FAILURES, OK, TRUNCATED, Cause, Failure, Kind
+from mesh.vocabulary import CUT, FAILURES, OK, TRUNCATED, Capability, Cause, Failure, Kind
 
 if TYPE_CHECKING:
     from mesh.hop import Hop
@@ -28,6 +28,13 @@ class Model(Node):
         attempts: calls on the wire at most, each with its own reservation. Only what may pass by itself is repeated.
         defaults: request fields for where the client gives none, like {"temperature": 0}.
         params: request fields that the graph fixes, whatever the client gives.
+        stream: True claims that the reply goes out as it comes, and `mesh check` holds the graph to it; False holds it
+            back.
+        clamp: where the budgets have no room for `max_tokens`, ask for as many as they have room for. The hop is then
+            `clamped`, and the signal `clamped_tokens` says how many; it fails as `over_budget` where there is no room
+            for one.
+        logprobs: ask for the log-probabilities of its tokens, where the tier tells them: for a `Confidence` behind it.
+            The caller gets them only if it asked for them too.
 
     Raises:
         ValueError: no tier, or a bound below 1.
@@ -40,6 +47,9 @@ class Model(Node):
     attempts: int = field(default=1, kw_only=True)
     defaults: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     params: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+    stream: bool | None = field(default=None, kw_only=True)
+    clamp: bool = field(default=False, kw_only=True)
+    logprobs: bool = field(default=False, kw_only=True)
 
     kind: ClassVar[Kind] = Kind.MODEL
 
@@ -77,19 +87,27 @@ class Model(Node):
         reply = await hop.call(
             self.tier,
             None if self.task is None else instructed(request.messages, self.task),
-            params={**self.defaults, **request.params, **self.params},
+            params={**self.defaults, **request.params, **self._further(hop), **self.params},
             max_tokens=self.max_tokens,
             attempts=self.attempts,
             stream=stream,
+            clamp=self.clamp,
         )
         answer = hop.answer(self.tier, reply)
         if reply.finish_reason == "content_filter":
             # What has gone out cannot be taken back, and no fallback may follow it.
             went_out = stream and bool(answer.text)
             return Verdict(outcome=CUT if went_out else Failure.FILTERED, because=Cause.CONTENT_FILTER)
-        if reply.finish_reason == "length":
-            return Verdict(outcome=TRUNCATED, because=Cause.LENGTH_LIMIT, answer=answer)
-        return Verdict(outcome=OK, because=Cause.REPLIED, answer=answer)
+        cut = reply.finish_reason == "length"
+        outcome, because = (TRUNCATED, Cause.LENGTH_LIMIT) if cut else (OK, Cause.REPLIED)
+        if hop.clamped_tokens is None:
+            return Verdict(outcome=outcome, because=because, answer=answer)
+        told = {"clamped_tokens": hop.clamped_tokens}
+        return Verdict(outcome=outcome, because=Cause.CLAMPED, answer=answer, signals=told)
+
+    def _further(self, hop: "Hop") -> dict[str, Any]:
+        """What is asked of tiers that have it, and of others not at all: they would be refused for it."""
+        return {"logprobs": True} if self.logprobs and hop.offers(self.tier, Capability.LOGPROBS) else {}
 
 
 def instructed(messages: tuple[Message, ...], task: str) -> tuple[Message, ...]:

@@ -36,6 +36,7 @@ PHONE_CUE: Final = re.compile(
 )
 PHONE_CUE_BEHIND: Final = re.compile(r"[ -]{0,3}\(?(?:office|fax|mobile|home|work|desk|cell)\b", re.IGNORECASE)
 CUE_CHARS: Final = 48
+COLONS: Final = 3  # of any IPv6 address that is looked for
 AREA_CODE: Final = re.compile(r"\([0-9]{2,5}\)")
 DATE: Final = re.compile(r"(?:[0-9]{4}[ .-][0-9]{1,2}[ .-][0-9]{1,2}|[0-9]{1,2}[ .-][0-9]{1,2}[ .-][0-9]{4})")
 
@@ -150,7 +151,7 @@ def _ssns(text: str) -> Iterator[str]:
 
 def _addresses(text: str) -> Iterator[str]:
     """Public internet addresses. Private and loopback ones name no person."""
-    patterns = (IPV4, IPV6) if text.count(":") >= 3 else (IPV4,)
+    patterns = (IPV4, IPV6) if text.count(":") >= COLONS else (IPV4,)
     for pattern in patterns:
         for found in pattern.finditer(text):
             try:
@@ -178,15 +179,28 @@ FINDERS: Final[Mapping[str, Callable[[str], Iterator[str]]]] = {
 """How each kind is found. `secret` is an access key or private key: not personal, but never to be sent on either."""
 
 
+NUMBERS: Final = frozenset({"card", "iban", "ip", "phone", "ssn"})
+DIGIT: Final = re.compile("[0-9]")
+
+
 def findings(text: str, kinds: tuple[str, ...]) -> dict[str, int]:
     """How many of each kind a text holds; kinds without any are left out. A number counts once, as what it is first."""
     counts: dict[str, int] = {}
+    for kind, _ in values(text, kinds):
+        counts[kind] = counts.get(kind, 0) + 1
+    return counts
+
+
+def values(text: str, kinds: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """(kind, what was found) of each finding, kind by kind. Never to be kept."""
     taken: list[str] = []
+    plain = DIGIT.search(text) is None and text.count(":") < COLONS  # nearly every prompt: one search for five
     for kind in kinds:
+        if plain and kind in NUMBERS:
+            continue
         for found in FINDERS[kind](text):
             if kind == "phone" and any(found.strip("() ") in other for other in taken):
                 continue
-            counts[kind] = counts.get(kind, 0) + 1
+            yield kind, found
             if kind != "phone":
                 taken.append(found)
-    return counts

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from mesh.catalogue import digest
 from mesh.errors import nearest
 from mesh.node import Node
+from mesh.policy import Setting, named
 from mesh.state import Signal, State, Verdict
 from mesh.vocabulary import Cause, Kind
 from nodes import weights
@@ -96,7 +97,8 @@ class Injection(Node):
     characters.
 
     Args:
-        threshold: suspicious from this score on; above 1 the detector is not asked at all.
+        threshold: suspicious from this score on; above 1 the detector is not asked at all. A number, or the name of one
+            that the graph declares.
         max_chars: of longer input the detector reads so many characters, in windows spread evenly from first to last;
             None: it reads all.
 
@@ -104,13 +106,13 @@ class Injection(Node):
         ValueError: the threshold is not positive, or fewer characters than one window.
     """
 
-    threshold: float = 0.95
+    threshold: Setting = 0.95
     max_chars: int | None = field(default=16_000, kw_only=True)
 
     kind: ClassVar[Kind] = Kind.PRESCREEN
 
     def __post_init__(self) -> None:
-        if self.threshold <= 0:
+        if not isinstance(self.threshold, str) and self.threshold <= 0:
             raise ValueError(f"Injection(threshold={self.threshold}): it is above 0; above 1 switches the detector off")
         if self.max_chars is not None and self.max_chars < WINDOW_CHARS:
             raise ValueError(f"Injection(max_chars={self.max_chars}): at least {WINDOW_CHARS}, or None for all")
@@ -119,12 +121,17 @@ class Injection(Node):
     def outcomes(self) -> frozenset[str]:
         return frozenset({CLEAN, SUSPICIOUS})
 
+    @property
+    def numbers(self) -> frozenset[str]:
+        return named(self.threshold)
+
     async def run(self, state: State, hop: "Hop") -> Verdict:
         texts = outside_texts(state.request)
         if await _holds_attack(texts):
             signals: dict[str, Signal] = {"injection_phrase": True}
             return Verdict(outcome=SUSPICIOUS, because=Cause.FINDING, signals=signals)
-        if self.threshold > 1:
+        threshold = hop.number(self.threshold)
+        if threshold > 1:
             return Verdict(outcome=CLEAN, because=Cause.NO_FINDING, signals={"injection_phrase": False})
         parts, screened = windows(texts, self.max_chars)
         if sum(map(len, parts)) <= INLINE_CHARS:
@@ -136,7 +143,7 @@ class Injection(Node):
             "injection_score": round(score, 4),
             "injection_screened": round(screened, 4),
         }
-        if score >= self.threshold:
+        if score >= threshold:
             return Verdict(outcome=SUSPICIOUS, because=Cause.ABOVE_THRESHOLD, signals=signals)
         return Verdict(outcome=CLEAN, because=Cause.BELOW_THRESHOLD, signals=signals)
 
@@ -145,7 +152,7 @@ class Injection(Node):
 
     def warm(self) -> None:
         attacks("Hello.")
-        if self.threshold <= 1:
+        if isinstance(self.threshold, str) or self.threshold <= 1:
             weights.injection_score("Hello.")
 
 

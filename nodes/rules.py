@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mesh.node import Node
 from mesh.state import State, Verdict
 from mesh.vocabulary import Cause, Kind
-from nodes.conditions import Condition, when
+from nodes.conditions import Condition, when, with_budget
 
 if TYPE_CHECKING:
     from mesh.hop import Hop
@@ -48,9 +48,15 @@ class Rules(Node):
         subjects = frozenset().union(*(condition.subjects for _, condition in self.rules))
         return frozenset(name.removeprefix("hint.") for name in subjects if name.startswith("hint."))
 
+    @property
+    def numbers(self) -> frozenset[str]:
+        return frozenset().union(*(condition.numbers for _, condition in self.rules))
+
     async def run(self, state: State, hop: "Hop") -> Verdict:
+        if any(subject.startswith("budget.") for _, condition in self.rules for subject in condition.subjects):
+            state = with_budget(state, hop.pressure())
         for index, (name, condition) in enumerate(self.rules):
-            if condition.holds(state):
+            if condition.holds(state, hop.number):
                 return _verdict(name, index, Cause.RULE_MATCHED)
         return _verdict(self.otherwise, None, Cause.NO_RULE_MATCHED)
 

@@ -44,7 +44,8 @@ class WordSums:
         if len(known) < len(words):
             found: NDArray[np.float32] = self._np.stack([self._sum(word) for word in words]).sum(0)
             return found
-        total: NDArray[np.float32] = sums[known].sum(0)  # mostly; zeros for no words
+        # Mostly; zeros for no words. `sums[known].sum(0)` is the same, at three times the cost.
+        total: NDArray[np.float32] = self._np.add.reduce(sums.take(known, 0), 0)
         return total
 
     def _sum(self, word: str) -> "NDArray[np.float32]":

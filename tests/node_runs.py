@@ -6,7 +6,7 @@ from typing import Any
 from budgets.account import Account
 from budgets.cap import Cap, Limits
 from budgets.memory import MemoryLedger
-from mesh.catalogue import Catalogue
+from mesh.catalogue import Catalogue, ModelSpec
 from mesh.graph import END, START, Graph
 from mesh.hop import CallFailed, Hop
 from mesh.node import Node
@@ -24,14 +24,23 @@ def request(text: str = "hello", **fields: Any) -> Request:
     return request_of(fields.pop("messages", text), **fields)
 
 
-def hop_of(node: Node, asked: Request, provider: ScriptedProvider, tiers: tuple[str, ...], sink: Any) -> Hop:
+def hop_of(
+    node: Node,
+    asked: Request,
+    provider: ScriptedProvider,
+    tiers: tuple[str, ...],
+    sink: Any = None,
+    *,
+    state: State | None = None,
+    specs: Mapping[str, ModelSpec] | None = None,
+) -> Hop:
     """The hop of a graph that has this node and no other, all of whose outcomes lead to END."""
     graph = Graph("alone")
     graph.add_node("it", node)
     graph.add_edge(START, "it")
     graph.add_edge("it", END)
     clock = FakeClock()
-    catalogue = Catalogue({tier: spec_of(tier) for tier in tiers})
+    catalogue = Catalogue({**{tier: spec_of(tier) for tier in tiers}, **(specs or {})})
     walk = Run(
         id="r1",
         graph=graph.build(),
@@ -39,12 +48,13 @@ def hop_of(node: Node, asked: Request, provider: ScriptedProvider, tiers: tuple[
         door=Door(catalogue, {"scripted": provider}, MemoryLedger(), clock, OwnCounters()),
         limits=Limits.of(Cap()),
         accounts=(Account(Scope.REQUEST, "request:r1"),),
+        at_us=0,
         started_us=clock.now_us(),
         started_at="",
         entered_us=clock.now_us(),
         sink=sink,
     )
-    return Hop(walk, "it", HopRecord((0,), "it", node.kind, 1, [EdgeRecord(START, "it", "start")]))
+    return Hop(walk, "it", HopRecord((0,), "it", node.kind, 1, [EdgeRecord(START, "it", "start")]), state)
 
 
 def verdict(
@@ -55,13 +65,14 @@ def verdict(
     state: State | None = None,
     provider: ScriptedProvider | None = None,
     sink: Any = None,
+    specs: Mapping[str, ModelSpec] | None = None,
 ) -> Verdict:
     """What the node says, failures included; it must be one of the outcomes that it declares."""
     asked = request(asked) if isinstance(asked, str) else asked
 
     async def decide() -> Verdict:
         scripted = provider or ScriptedProvider(replies or {})
-        hop = hop_of(node, asked, scripted, tuple(replies or ()), sink)
+        hop = hop_of(node, asked, scripted, tuple(replies or ()), sink, state=state, specs=specs)
         try:
             return await node.run(state or State(asked), hop)
         except CallFailed as failed:

@@ -117,7 +117,14 @@ def test_log_probabilities_come_whole_and_streamed(api):
     whole = client(api).chat.completions.create(**chat(), logprobs=True)
     assert [token.logprob for token in whole.choices[0].logprobs.content] == [-0.1, -0.2]
     chunks = list(client(api).chat.completions.create(**chat(), logprobs=True, stream=True))
-    tokens = [t for c in chunks if c.choices and c.choices[0].logprobs for t in c.choices[0].logprobs.content]
+    with_delta = [
+        (c.choices[0].delta.content, [token.logprob for token in c.choices[0].logprobs.content])
+        for c in chunks
+        if c.choices and c.choices[0].logprobs
+    ]
+    assert with_delta == [("Par", [-0.1]), ("is", [-0.2])]
+    held = list(client(api).chat.completions.create(**chat(model="cascade"), logprobs=True, stream=True))
+    tokens = [t for c in held if c.choices and c.choices[0].logprobs for t in c.choices[0].logprobs.content]
     assert [token.logprob for token in tokens] == [-0.1, -0.2]
 
 
@@ -195,16 +202,16 @@ def test_a_stream_that_breaks_ends_with_an_error_event(api):
 
 DEEP = b'{"model": "one", "messages": ' + b"[" * 5_000 + b"]" * 5_000 + b"}"
 BAD = [
-    (b"", "not valid JSON"),
+    (b"", "The body is empty"),
     (b"{", "not valid JSON"),
-    (b"[]", "must be a JSON object"),
-    (b"null", "must be a JSON object"),
+    (b"[]", "The body is a list"),
+    (b"null", "The body is null"),
     (b'{"model": "one"}', "'messages' is required"),
     (b'{"messages": []}', "required"),
     (chat() | {"messages": []}, "'messages'"),
     (chat() | {"messages": "hello"}, "'messages'"),
-    (chat() | {"messages": [{"role": "wizard", "content": "x"}]}, "'messages.0.role'"),
-    (chat() | {"messages": [{"content": "x"}]}, "'messages.0.role' is required"),
+    (chat() | {"messages": [{"role": "wizard", "content": "x"}]}, "'messages[0].role'"),
+    (chat() | {"messages": [{"content": "x"}]}, "'messages[0].role' is required"),
     (chat() | {"model": 7}, "'model'"),
     (chat() | {"temperature": "hot"}, "'temperature'"),
     (chat() | {"temperature": 3}, "'temperature'"),
@@ -215,7 +222,7 @@ BAD = [
     (chat() | {"n": 2}, "'n'"),
     (chat() | {"functions": 1e5}, "'functions'"),
     (chat() | {"seed": 1.5}, "'seed'"),
-    (chat() | {"mesh": []}, "'mesh' must be an object"),
+    (chat() | {"mesh": []}, "'mesh' is a list; give an object"),
     (chat() | {"mesh": {"prioritty": "best"}}, "Did you mean 'priority'?"),
     (chat() | {"mesh": {"priority": "bestest"}}, "'mesh.priority'"),
     (chat() | {"mesh": {"latency_ms": 0}}, "'mesh.latency_ms'"),
@@ -298,7 +305,7 @@ def test_a_page_is_filtered_and_bad_filters_are_named(api):
 
 def test_health_readiness_and_metrics_answer(api):
     assert get(api, "/health") == (200, {"status": "ok"})
-    assert get(api, "/ready") == (200, {"ready": True, "problems": []})
+    assert get(api, "/ready") == (200, {"ready": True, "problems": [], "warnings": [], "graphs": {}})
     post(api, chat())
     time.sleep(0.3)
     with urllib.request.urlopen(f"{api.url}/metrics", timeout=5) as reply:

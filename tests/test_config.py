@@ -145,7 +145,7 @@ def test_the_example_is_valid_when_everything_in_it_is_switched_on(load):
     )
     config = load(switched_on)
     tiers = config.catalogue.tiers
-    assert set(tiers) == {"light", "premium", "contract", "own"}
+    assert set(tiers) == {"light", "premium", "claude", "gemini", "chat", "contract", "own"}
     assert all(tier.prices is not None for tier in tiers.values())
     assert tiers["contract"].prices is not None
     assert tiers["contract"].prices.rates(128_001).input_pusd == 4_800_000

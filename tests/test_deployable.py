@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import subprocess
 import sys
 import types
@@ -83,8 +84,26 @@ def test_a_path_that_leads_nowhere_is_refused(path, said):
 def test_a_missing_import_inside_a_graph_module_is_not_blamed_on_its_path(tmp_path, monkeypatch):
     (tmp_path / "half_a_graph.py").write_text("import a_package_that_nobody_has\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModuleNotFoundError, match="a_package_that_nobody_has"):
+    with pytest.raises(ConfigError) as refused:
         graph_at("half_a_graph:graph")
+    assert str(refused.value).splitlines() == [
+        "half_a_graph:graph: the module cannot be imported.",
+        f'  File "{tmp_path}/half_a_graph.py", line 1, in <module>',
+        "    import a_package_that_nobody_has",
+        "ModuleNotFoundError: No module named 'a_package_that_nobody_has'",
+    ]
+
+
+def test_a_graph_module_that_fails_is_shown_by_its_own_lines(tmp_path, monkeypatch):
+    text = "from mesh.graph import Graph\n\n\ndef made():\n    Graph('one').add_edge('START')\n\n\nmade()\n"
+    (tmp_path / "wrong_graph.py").write_text(text)
+    (tmp_path / "no_python.py").write_text("def f(:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for module, lines in (("wrong_graph", (8, 5)), ("no_python", (1,))):
+        with pytest.raises(ConfigError) as refused:
+            graph_at(f"{module}:graph")
+        found = re.findall(r'File "([^"]+)", line (\d+)', str(refused.value))
+        assert found == [(f"{tmp_path}/{module}.py", str(line)) for line in lines]
 
 
 def test_a_graph_without_a_name_in_its_module_is_refused():

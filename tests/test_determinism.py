@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh.catalogue import Endpoint
-from mesh.engine import Form
+from mesh.engine import Form, compiled
+from mesh.engine.stages import Compiled, _compile, heads_of, stage_name
 from mesh.providers.scripted import Scripted
 from mesh.testing import run, scripted_mesh, spec_of
 from mesh.trace import Traversal
+from mesh.vocabulary import START, AttemptStatus
 from tests.examples import examples
 from tests.graphs_for_tests import cascade, race
 
@@ -104,9 +106,48 @@ def test_times_add_up_in_every_traversal(seed):
         )
 
 
-def test_langgraph_enters_a_graph_at_its_first_stage_without_a_task_for_start():
-    """The short cut in `stages._started` holds for the LangGraph that is installed."""
-    from mesh.engine.stages import Compiled
+@pytest.mark.parametrize("form", [Form.STAGED, Form.NODES])
+@pytest.mark.parametrize("graph", [cascade(), race("all")], ids=["cascade", "race"])
+def test_what_runs_has_the_stages_that_are_drawn_and_nothing_else(graph, form):
+    drawn = _compile(graph.build(), heads_of(graph.build(), form))
+    running = Compiled(graph.build(), form)._langgraph
+    assert set(running.nodes) == set(drawn.nodes) - {"__start__"}
+    assert running.input_channels == stage_name(graph.build().edges[START, "start"])
 
-    running = Compiled(cascade().build(), Form.STAGED)._langgraph
-    assert "__start__" not in running.nodes
+
+class Drawn:
+    """The graph as `compiled` gives it, run by hand in place of what the mesh would run."""
+
+    def __init__(self, graph) -> None:
+        self.graph = compiled(graph)
+
+    async def ainvoke(self, walking, config, **_):
+        await self.graph.ainvoke({"at": START}, config, context=walking)
+
+
+@pytest.mark.parametrize(
+    ("graph", "replies"),
+    [
+        (cascade(), {"small": "x", "large": "an answer"}),
+        (
+            cascade(),
+            {
+                "small": Scripted("x", fails=AttemptStatus.UNAVAILABLE),
+                "large": Scripted("x", fails=AttemptStatus.TIMEOUT),
+            },
+        ),
+        (race("any"), {"fast": "quick", "slow": Scripted("slow", delay_us=20_000)}),
+    ],
+    ids=["escalates", "fails", "races"],
+)
+def test_the_compiled_graph_walks_as_the_mesh_does(graph, replies):
+    def walked(*, by_hand: bool) -> bytes:
+        async def go() -> Traversal:
+            mesh = scripted_mesh(graph, replies, form=Form.NODES)
+            if by_hand:
+                mesh._compiled._langgraph = Drawn(graph)  # type: ignore[assignment]
+            return (await mesh.ask("hello", seed=7)).traversal
+
+        return without_times(run(go()))
+
+    assert walked(by_hand=True) == walked(by_hand=False)

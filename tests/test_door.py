@@ -1,6 +1,7 @@
 """Each call is reserved before it runs and settled after it, whatever happens between."""
 
 import asyncio
+from dataclasses import dataclass
 
 import pytest
 
@@ -10,12 +11,15 @@ from budgets.memory import MemoryLedger
 from mesh.catalogue import Catalogue, Endpoint
 from mesh.engine import Told
 from mesh.errors import ReservationError
-from mesh.graph import END
+from mesh.graph import END, START, Graph
+from mesh.hop import Hop
+from mesh.node import Demand, Node
 from mesh.prices import NOT_PRICED, Usage
 from mesh.providers.scripted import Scripted, ScriptedProvider
+from mesh.state import State, Verdict
 from mesh.testing import RecordingSink, run, scripted_mesh, spec_of
 from mesh.trace import Traversal
-from mesh.vocabulary import AttemptStatus, Cause, Ended, Privacy, Reason, Scope
+from mesh.vocabulary import AttemptStatus, Cause, Ended, Kind, Privacy, Reason, Scope
 from nodes.model import Model
 from tests.graphs_for_tests import WIDE, cascade, loop, pinned_one, race
 
@@ -47,7 +51,8 @@ def test_tokens_and_money_of_a_traversal_are_the_sum_of_its_attempts():
     assert traversal.route == ["small", "check", "large"]
     assert traversal.cost_nusd == sum(a.cost_nusd for a in attempts(traversal)) > 0
     assert traversal.input_tokens == sum(a.usage.input for a in attempts(traversal))
-    assert settled(ledger) == Amount(traversal.cost_nusd, traversal.input_tokens + traversal.output_tokens)
+    used = Amount(traversal.cost_nusd, traversal.input_tokens + traversal.output_tokens, requests=1)
+    assert settled(ledger) == used
 
 
 def test_no_call_costs_more_than_was_reserved_for_it():
@@ -350,3 +355,59 @@ def test_concurrent_requests_share_one_tenant_account_exactly():
 
     told = run(go())
     assert settled(ledger).nusd == sum(t.traversal.cost_nusd for t in told)
+
+
+@dataclass(frozen=True, slots=True)
+class Understated(Node):
+    """Calls `small` as often and as long as it likes, whatever it declares."""
+
+    declared_tiers: tuple[str, ...] = ("small",)
+    declared: Demand = Demand(model_calls=2, output_tokens=10, seconds=None)
+    calls: int = 3
+
+    kind = Kind.MODEL
+
+    @property
+    def outcomes(self) -> frozenset[str]:
+        return frozenset({"ok"})
+
+    @property
+    def demand(self) -> Demand:
+        return self.declared
+
+    @property
+    def tiers(self) -> tuple[str, ...]:
+        return self.declared_tiers
+
+    async def run(self, state: State, hop: Hop) -> Verdict:
+        for _ in range(self.calls):
+            await hop.call("small", max_tokens=500)
+        return Verdict(outcome="ok", because=Cause.REPLIED)
+
+
+def alone(node: Node) -> Graph:
+    graph = Graph("alone", cap=WIDE)
+    graph.add_node("it", node)
+    graph.add_edge(START, "it")
+    graph.add_edge("it", END)
+    return graph
+
+
+def test_a_node_makes_no_more_calls_than_it_declares(caplog):
+    traversal = asked(alone(Understated()), {"small": "yes"}).traversal
+    assert traversal.outcome is Ended.ERROR
+    assert [hop.outcome for hop in traversal.hops[:1]] == ["fault"]
+    assert len(attempts(traversal)) == 2, "what it declares is made, and nothing beyond"
+    assert "more calls than 2" in caplog.text
+
+
+def test_a_node_calls_no_tier_that_it_does_not_declare(caplog):
+    traversal = asked(alone(Understated(declared_tiers=("large",))), {"small": "yes", "large": "no"}).traversal
+    assert traversal.outcome is Ended.ERROR
+    assert attempts(traversal) == []
+    assert "calls tier 'small'" in caplog.text
+
+
+def test_a_node_gets_no_more_output_than_it_declares():
+    traversal = asked(alone(Understated(calls=1)), {"small": " ".join(["word"] * 400)}).traversal
+    assert [attempt.usage.output for attempt in attempts(traversal)] == [10]

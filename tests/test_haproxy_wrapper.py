@@ -45,7 +45,7 @@ def test_statistics_and_metrics_move_to_loopback_and_the_headers_go(tmp_path):
     ran = mended(tmp_path, config)
     assert ran.returncode == 0, ran.stderr
     assert lines(config, r"^ *bind ") == ["bind 127.0.0.1:9101", "bind 127.0.0.1:18123", "bind 127.0.0.1:8404"]
-    assert lines(config, "del-header x-request") == [
+    assert lines(config, "del-header x-request-[td]") == [
         "http-request del-header x-request-timeout-seconds",
         "http-request del-header x-request-disconnect-disabled",
     ]
@@ -53,11 +53,20 @@ def test_statistics_and_metrics_move_to_loopback_and_the_headers_go(tmp_path):
     assert lines(config, "return status 404")
 
 
+def test_headers_that_serve_cannot_decode_or_should_not_read_go_too(tmp_path):
+    config = written(tmp_path)
+    assert mended(tmp_path, config).returncode == 0
+    found = " ".join(lines(config, "del-header"))
+    for name in ("x-request-id", "x-session-id", "traceparent", "tracestate"):
+        assert f"del-header {name} if {{ req.fhdr({name}) -m reg [^[:print:]] }}" in found
+    assert "del-header serve_multiplexed_model_id" in found
+
+
 def test_a_reload_starts_from_a_file_that_serve_wrote_anew(tmp_path):
     for _ in range(2):
         config = written(tmp_path)
         assert mended(tmp_path, config).returncode == 0
-    assert len(lines(config, "del-header x-request")) == 2
+    assert len(lines(config, "del-header x-request-[td]")) == 2
 
 
 def test_where_we_are_alone_a_missing_application_is_503_and_not_404(tmp_path):
@@ -102,8 +111,9 @@ def test_a_template_that_we_do_not_know_is_refused_and_haproxy_does_not_start(tm
 def test_haproxy_s_own_errors_have_openai_s_shape(tmp_path):
     config = written(tmp_path)
     mended(tmp_path, config)
-    for line in lines(config, "^ *errorfile"):
-        _, status, path = line.split(" ", 2)
+    found = [line.split(" ", 2) for line in lines(config, "^ *errorfile")]
+    assert [status for _, status, _ in found] == ["400", "408", "502", "503", "504"]
+    for _, status, path in found:
         head, _, body = Path(path.strip('"')).read_bytes().decode().partition("\r\n\r\n")
         assert head.startswith(f"HTTP/1.1 {status} ")
         assert f"content-length: {len(body)}" in head

@@ -328,7 +328,7 @@ def test_a_prompt_beyond_the_context_is_a_typed_error_with_its_figures(tier: Tie
     progress = Progress()
     with pytest.raises(ProviderError, match=r"the request has \d+ tokens, and the context holds 1024") as caught:
         tier.run(tier.ask("secret " * 1_500, progress))
-    assert caught.value.cause is Cause.UPSTREAM_REJECTED
+    assert caught.value.cause is Cause.CONTEXT_LENGTH
     assert caught.value.upstream_status == 400
     assert "secret" not in str(caught.value)
     assert progress.output_pieces == 0

@@ -32,7 +32,8 @@ from mesh.store.counts import (
     overhead_us,
 )
 from mesh.store.protocol import Filter, Retention, entry_of
-from mesh.store.sqlite import MAX_COUNT, SqliteStore
+from mesh.store.rows import MAX_COUNT
+from mesh.store.sqlite import SqliteStore
 from mesh.store.writer import TraversalWriter
 from mesh.testing import traversals as samples
 from mesh.trace import EdgeRecord, HopRecord, Traversal
@@ -217,7 +218,7 @@ def test_the_text_of_a_histogram_keeps_its_form(store):
 def test_counts_of_other_bounds_stay_in_the_buckets_that_hold_them(store):
     put(store, samples.fan_out())
     insert = 'INSERT INTO counter VALUES (?, \'["support","7000"]\', 5)'
-    store._writing.execute(insert, (bucket("overhead_us"),))
+    store._file.writing.execute(insert, (bucket("overhead_us"),))
     values = shown(store)
     assert values["mesh_overhead_seconds_bucket", "support", "0.005"] == 0
     assert values["mesh_overhead_seconds_bucket", "support", "0.01"] == 5
@@ -228,7 +229,7 @@ def test_counts_of_other_bounds_stay_in_the_buckets_that_hold_them(store):
 def test_what_a_newer_replica_counts_besides_is_left_out(store):
     put(store, samples.fan_out())
     before = text_of(store)
-    store._writing.execute('INSERT INTO counter VALUES (\'later\', \'["a","b","c","d"]\', 5)')
+    store._file.writing.execute('INSERT INTO counter VALUES (\'later\', \'["a","b","c","d"]\', 5)')
     assert text_of(store) == before
 
 
@@ -300,7 +301,7 @@ print(writer.written, writer.dropped)
     assert summed(values, "mesh_hops_total") == 400 * hops
     for name in ("mesh_request_seconds_count", "mesh_overhead_seconds_count"):
         assert summed(values, name) == 2_000
-    rows = store._writing.execute("SELECT sum(cost_nusd), sum(total_us) FROM traversal").fetchone()
+    rows = store._file.writing.execute("SELECT sum(cost_nusd), sum(total_us) FROM traversal").fetchone()
     assert summed(values, "mesh_cost_nusd_total") == rows[0]
     assert summed(values, "mesh_request_seconds_sum") == pytest.approx(rows[1] / 1e6)
 
@@ -380,7 +381,7 @@ def test_a_transaction_that_fails_counts_nothing_and_its_retry_counts_once(store
     no_cost = (
         "CREATE TRIGGER broken BEFORE INSERT ON counter WHEN new.metric = 'tokens' BEGIN SELECT RAISE(ABORT, 'no'); END"
     )
-    store._writing.execute(no_cost)
+    store._file.writing.execute(no_cost)
     with pytest.raises(StoreError):
         put(store, numbered(1), numbered(2))
     assert store.counters() == before
@@ -392,7 +393,7 @@ def test_a_transaction_that_fails_counts_nothing_and_its_retry_counts_once(store
     while writer.problem is None and time.monotonic() < end:
         time.sleep(0.01)
     assert writer.problem is not None
-    store._writing.execute("DROP TRIGGER broken")
+    store._file.writing.execute("DROP TRIGGER broken")
     writer.close(timeout_s=10)
     assert writer.written == 2
     assert store.counters() == recounted(store)

@@ -16,6 +16,7 @@ from nodes import PII, Injection
 from nodes.attacks import attacks
 from nodes.personal import FINDERS, findings, iban_valid, luhn
 from nodes.prescreen import windows
+from tests.examples import examples
 from tests.node_runs import request, verdict
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -269,3 +270,11 @@ def test_the_description_names_the_phrases_and_the_detectors_release():
     described = Injection().describe()
     assert described["detector"].startswith("securevector-guardian-model ")
     assert len(described["phrases"]) == 16
+
+
+@examples(300)
+@given(st.text(st.sampled_from("abcdefDEF+-.,:()@/ xE\u0665\u00e9"), max_size=200))
+def test_what_is_left_out_of_the_search_of_a_text_without_digits_is_never_there(text):
+    """Five kinds are looked for only where there is a digit, or the colons of an address."""
+    each = {kind: sum(1 for _ in find(text)) for kind, find in FINDERS.items()}
+    assert findings(text, tuple(FINDERS)) == {kind: count for kind, count in each.items() if count}

@@ -15,6 +15,10 @@ from mesh.errors import RequestError
 from mesh.trace import Traversal
 
 ROOT = Path(__file__).parent.parent
+FEW = ["--traversals", "30", "--wire-cases", "300", "--api-cases", "30", "--policy-walks", "30"]
+FEW += ["--contract-cases", "40", "--byte-runs", "200", "--bounded-graphs", "4"]
+# the ledger's faults and mutants start servers and suites of their own: they have tests of their own
+QUICK = [part for name in prove.PARTS if name not in {"ledger", "mutants"} for part in ("--only", name)]
 PROPERTY = """
 from hypothesis import given, strategies as st
 
@@ -37,21 +41,25 @@ def tests(tmp_path):
 
 
 def proved(tests: Path, folder: Path, *arguments: str) -> int:
-    return prove.main(["--traversals", "30", "--wire-cases", "300", "--api-cases", "30", *arguments], folder, tests)
+    return prove.main([*FEW, *arguments], folder, tests)
 
 
 def test_what_is_printed_is_kept_with_its_counts_and_without_paths(tests, tmp_path, capsys):
     folder = tmp_path / "proof"
-    code = proved(tests, folder, "--examples", "40")
+    code = proved(tests, folder, "--examples", "40", *QUICK)
     printed = capsys.readouterr().out
     (file,) = folder.iterdir()
     text = file.read_text()
     assert code == 0, printed
     assert "a trial, not the full counts: 40 examples a property test, 30 traversals, 300 bodies, 30 requests" in text
+    assert "contract: " in text
+    assert "bounds: 4 random graphs" in text
+    assert "sse bytes: 200 runs" in text
     assert "properties: 1 property tests passed, 40 examples passed, at most 40 each" in text
     assert "soak: 36 traversals in 3 random graphs" in text  # whole rounds of 12
     assert "wire fuzz: 300 cases" in text
     assert "API fuzz: 30 cases" in text
+    assert "and never broken in 30 walks" in text
     assert "All held." in text
     assert all(line in text for line in printed.splitlines() if not line.startswith("kept in"))
     for path in (str(ROOT), str(tmp_path), sys.prefix):
@@ -67,7 +75,7 @@ def test_a_property_that_does_not_hold_fails_the_proof_and_is_shown(tests, tmp_p
 
 
 def test_minutes_scale_the_counts_down_and_never_up(capsys):
-    assert prove._arguments(["--minutes", "3"]).counts.traversals == 100_000 * 3 / prove.FULL_MINUTES
+    assert prove._arguments(["--minutes", "3"]).counts.of["soak"] == round(100_000 * 3 / prove.FULL_MINUTES)
     assert prove._arguments(["--minutes", "9999"]).counts == prove._arguments([]).counts
     assert prove._arguments([]).counts.full
     assert not prove._arguments(["--api-cases", "19999"]).counts.full

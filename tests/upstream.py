@@ -1,4 +1,4 @@
-"""Upstreams for the tests of the `openai` wire: real HTTP servers on free loopback ports, good and bad, and one caller.
+"""Upstreams for the tests of the wires: real HTTP servers on free loopback ports, good and bad, and one caller.
 
 `serving` is aiohttp's own server; `raw` writes what no well-behaved server would.
 """
@@ -6,9 +6,9 @@
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import orjson
@@ -17,11 +17,12 @@ from aiohttp import web
 from budgets.account import NOTHING
 from budgets.memory import MemoryLedger
 from mesh.catalogue import Endpoint, ModelSpec, Timeouts
-from mesh.clock import SystemClock
+from mesh.clock import Clock, SystemClock
 from mesh.errors import ProviderError
 from mesh.prices import NOT_PRICED
+from mesh.providers.http_wire import HttpProvider
 from mesh.providers.openai import OpenAIProvider
-from mesh.providers.protocol import Call, DeltaSink, Progress, Reply
+from mesh.providers.protocol import Call, DeltaSink, Message, Progress, Reply
 from mesh.vocabulary import AttemptStatus as Status
 from mesh.vocabulary import Cause, Privacy
 
@@ -74,7 +75,7 @@ class Seen:
 
 @asynccontextmanager
 async def serving(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncIterator[Seen]:
-    """An aiohttp server under /v1/chat/completions."""
+    """An aiohttp server that answers every POST."""
     seen = Seen()
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -83,7 +84,7 @@ async def serving(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncI
         return await handler(request)
 
     app = web.Application(client_max_size=2**26)
-    app.router.add_post("/v1/chat/completions", answer)
+    app.router.add_post("/{path:.*}", answer)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
@@ -213,12 +214,15 @@ async def ask(
     url: str,
     *,
     stream: bool = False,
-    provider: OpenAIProvider | None = None,
+    provider: HttpProvider | None = None,
+    make: Callable[[Clock], HttpProvider] = OpenAIProvider,
     endpoint: Endpoint | None = None,
     params: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     on_delta: DeltaSink | None = None,
     prompt: str = PROMPT,
+    messages: Sequence[Message] | None = None,
+    model: str = "tiny",
     limits: Mapping[str, int] | None = None,
 ) -> Asked:
     """Call once. A provider made here is closed again; a failure is kept, not raised."""
@@ -229,10 +233,10 @@ async def ask(
         if on_delta is not None:
             await on_delta(piece)
 
-    used = provider or OpenAIProvider(SystemClock())
+    used = provider or make(SystemClock())
     endpoint = endpoint or Endpoint(name="there", base_url=url)
     call = Call(
-        messages=[{"role": "user", "content": prompt}],
+        messages=[{"role": "user", "content": prompt}] if messages is None else messages,
         max_tokens=50,
         params=params or {},
         timeouts=Timeouts(**{**LIMITS, **(limits or {})}),
@@ -241,7 +245,7 @@ async def ask(
     try:
         asked.reply = await used.call(
             await MemoryLedger().reserve("request:0:1", NOTHING, ()),
-            a_spec(endpoint, **(options or {})),
+            replace(a_spec(endpoint, **(options or {})), model=model),
             endpoint,
             call,
             asked.progress,

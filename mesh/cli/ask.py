@@ -3,24 +3,23 @@
 import asyncio
 import os
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
 import typer
 from rich.console import Console
 
-from mesh.cli.stores import ConfigOption, JsonOption, StoreOption, store_folder
+from mesh.cli.graphs import graph_named
+from mesh.cli.stores import ConfigOption, JsonOption, StoreOption, opened
 from mesh.cli.tree import traversal_line, traversal_view
 from mesh.clock import SystemClock
 from mesh.config import load_config
-from mesh.deploy import graph_at
+from mesh.config.policies import load_policy
 from mesh.engine import Mesh, Told
 from mesh.engine.mesh import door_of
 from mesh.errors import ConfigError
 from mesh.graph import Graph
 from mesh.state import Hints
-from mesh.store.sqlite import SqliteStore
 from mesh.store.writer import TraversalWriter
 from mesh.trace import Traversal
 from mesh.units import nusd
@@ -64,7 +63,7 @@ def command(  # noqa: PLR0913 -- each is an option of the command
     messages = [{"role": "user", "content": question}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
-    told = asyncio.run(_asked(_graph(graph), messages, wishes, store, config, dry=dry_run, quiet=as_json))
+    told = asyncio.run(_asked(graph_named(graph), messages, wishes, store, config, dry=dry_run, quiet=as_json))
     if as_json:
         typer.echo(orjson.dumps({"text": told.text, "traversal": told.traversal.to_json()}, option=JSON))
     elif dry_run:
@@ -84,12 +83,6 @@ def _nusd(amount: str | None) -> int | None:
         raise ConfigError("--max-cost-usd", f"{error}.") from error
 
 
-def _graph(path: str) -> Graph:
-    """The graph at `module` or `module:name`, importable from here."""
-    sys.path.insert(0, str(Path.cwd()))
-    return graph_at(path if ":" in path else f"{path}:graph")
-
-
 async def _asked(
     graph: Graph,
     messages: list[dict[str, Any]],
@@ -103,8 +96,9 @@ async def _asked(
     """Ask, print the reply as it comes, and keep the traversal where `mesh trace last` finds it."""
     kept: list[Traversal] = []
     clock = SystemClock()
-    catalogue = load_config(config, os.environ, clock).catalogue
-    mesh = Mesh(graph, door=door_of(clock, catalogue), record=kept.append)
+    loaded = load_config(config, os.environ, clock)
+    policy = load_policy(loaded.policies, graph.name, graph.build().numbers)
+    mesh = Mesh(graph, door=door_of(clock, loaded.catalogue), policy=policy, record=kept.append)
     await asyncio.to_thread(mesh.warm)
     try:
         if dry or quiet:
@@ -113,7 +107,7 @@ async def _asked(
     finally:
         await mesh.close()
         if kept and not dry:
-            writer = TraversalWriter(SqliteStore(store_folder(store, config)))
+            writer = TraversalWriter(opened(store, config, create=True))
             writer.put(kept[0])
             await asyncio.to_thread(writer.close)
 

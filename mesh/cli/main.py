@@ -23,8 +23,16 @@ class Lazy:
 
 
 COMMANDS: Final[Mapping[str, Lazy]] = {
+    "new": Lazy("mesh.cli.new", "Make a project: a graph with routes, numbers and tests of its own."),
+    "check": Lazy("mesh.cli.check", "Prove a graph before it runs: bounds, policies, faults, warnings."),
+    "draw": Lazy("mesh.cli.draw", "Draw a graph as SVG, Mermaid or text, with its bounds."),
     "ask": Lazy("mesh.cli.ask", "Ask a graph one question, in this process."),
+    "test": Lazy("mesh.cli.test", "Walk example requests through a graph offline, and compare where they go."),
+    "tenant": Lazy("mesh.cli.tenant", "Tenants and their API keys: who may call, and who pays."),
+    "budget": Lazy("mesh.cli.budget", "Budgets and the ledger: what is used, left and logged."),
+    "forget": Lazy("mesh.cli.forget", "Erase what was kept of a tenant, a user or a request."),
     "models": Lazy("mesh.cli.models", "List the tiers: prices, limits, and which can be called."),
+    "bypass": Lazy("mesh.cli.bypass", "The kill switch: send all requests of a graph to one tier."),
     "traces": Lazy("mesh.cli.traces", "List traversals, newest first."),
     "trace": Lazy("mesh.cli.trace", "Show one traversal: its route, where time and money went, and why."),
 }

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -13,6 +15,7 @@ from mesh.catalogue import Catalogue, ModelSpec
 from mesh.cli.stores import ConfigOption, JsonOption
 from mesh.clock import SystemClock
 from mesh.config import load_config
+from mesh.errors import ConfigError
 from mesh.prices import Rates
 from mesh.providers.registry import providers_for
 
@@ -61,11 +64,22 @@ def _price(spec: ModelSpec, rates: Rates | None, kind: str) -> str:
 
 async def _problems(catalogue: Catalogue) -> dict[str, str]:
     """Why each tier cannot be called; those that can are left out. Local models are looked for, not loaded."""
-    providers = providers_for(catalogue, SystemClock())
     found = {}
     for name, spec in catalogue.tiers.items():
-        if spec.provider != "local" and (problem := await providers[spec.provider].ready(spec)) is not None:
+        if spec.provider != "local" and (problem := await _problem(spec)) is not None:
             found[name] = problem
-    for provider in providers.values():
-        await provider.close()
     return found
+
+
+async def _problem(spec: ModelSpec) -> str | None:
+    """Each tier is asked alone: one that cannot even be made is a line of the list, not its end."""
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)  # a LangChain model's module may lie here
+    try:
+        provider = providers_for(Catalogue({spec.name: spec}), SystemClock())[spec.provider]
+    except ConfigError as error:
+        return str(error)
+    try:
+        return await provider.ready(spec)
+    finally:
+        await provider.close()

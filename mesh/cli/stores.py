@@ -6,7 +6,9 @@ from typing import Annotated, Final
 
 import typer
 
-from mesh.store.sqlite import FILE_NAME, SqliteStore
+from mesh.store.open import open_traversals
+from mesh.store.protocol import TraversalStore
+from mesh.store.sqlite import FILE_NAME
 
 STORE: Final = ".mesh"
 CONFIG: Final = "mesh.toml"
@@ -38,10 +40,23 @@ def store_folder(store: str | None, config: str | None) -> Path:
     return load_config(config, os.environ).store.path
 
 
-def opened(store: str | None, config: str | None) -> SqliteStore:
-    """The store, for reading. Replicas may be writing to it.
+def store_url(store: str | None, config: str | None) -> str | None:
+    """The store's address, where the configuration has one and --store names no other place.
+
+    Raises:
+        ConfigError: there is a configuration and it cannot be used.
+    """
+    if store is not None or (config is None and VARIABLE not in os.environ and not Path(CONFIG).exists()):
+        return None
+    from mesh.config import load_config
+
+    return load_config(config, os.environ).store.url
+
+
+def opened(store: str | None, config: str | None, *, create: bool = False) -> TraversalStore:
+    """The traversals: for reading, unless `create`. Replicas may be writing to them.
 
     Raises:
         StoreError: there is none yet, or it cannot be read.
     """
-    return SqliteStore(store_folder(store, config), create=False)
+    return open_traversals(store_url(store, config), store_folder(store, config), create=create)

@@ -10,8 +10,7 @@ from mesh.cli.stores import ConfigOption, JsonOption, StoreOption, opened
 from mesh.cli.tree import traversal_line, traversal_view
 from mesh.cli.words import clean
 from mesh.errors import StoreError
-from mesh.store.protocol import MIN_NAME
-from mesh.store.sqlite import SqliteStore
+from mesh.store.protocol import MIN_NAME, TraversalStore
 
 LAST = "last"
 
@@ -43,8 +42,8 @@ def command(
         Console().print(traversal_view(record))
 
 
-def _not_found(name: str, traces: SqliteStore) -> StoreError:
-    path = str(traces.path)
+def _not_found(name: str, traces: TraversalStore) -> StoreError:
+    path = traces.where
     if name == LAST:
         return StoreError(path, "no traversals yet.", "Run `mesh ask 'Hello'` first.")
     if len(name) < MIN_NAME:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import AwareDatetime, BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -36,11 +36,41 @@ _SECTIONS: Final[tuple[tuple[str, str, type[BaseModel]], ...]] = (
     ("Price steps", "[[tiers.NAME.price.steps]]", models.PriceStep),
     ("Timeouts", "[tiers.NAME.timeouts]` and `[defaults.timeouts]", models.Timeouts),
     ("Endpoints", "[[tiers.NAME.endpoints]]", models.Endpoint),
+    ("Tenants", "[tenants.NAME]", models.Tenant),
+    (
+        "Caps",
+        "[tenants.NAME.month]`, also `.session` and `.workflow`, and `[defaults.session]` and `[defaults.workflow]",
+        models.Caps,
+    ),
+    ("Keys", "[[tenants.NAME.keys]]", models.TenantKey),
     ("The API", "[http]", models.Http),
     ("The store", "[store]", models.Store),
+    ("Policies", "[policies]", models.Policies),
     ("Traversals", "[traces]", models.Traces),
-    ("Defaults of tiers", "[defaults]", models.Defaults),
+    ("Alerts", "[alerts]", models.Alerts),
+    ("Defaults", "[defaults]", models.Defaults),
 )
+_NOTES: Final[dict[type[BaseModel], str]] = {
+    models.Endpoint: "What an endpoint does not say itself, it takes from its tier.",
+    models.Tenant: """\
+Tenants and keys can also be added while the mesh runs, by `mesh tenant`: see docs/operating.md. What this file declares
+is brought into the ledger's register at the start, and can only be changed here; a tenant that is taken out of the file
+is closed, a key revoked.""",
+    models.Policies: """\
+A graph declares its thresholds, floors and weights by name, with unit, range and default. `policies/quickstart.toml`
+gives those of the graph `quickstart` other values; the dotted name is a path of tables:
+
+```toml
+[route]
+complex = 0.6
+```
+
+Each replica takes a change within 2 seconds; traversals that are under way end with the numbers that they began with.
+Unknown names, values out of range and what is no number are refused with file, line and the nearest known name: at the
+start nothing is deployed then; later the old policy stays, `/ready` shows a warning, and the metric
+`mesh_policy_rejected` is 1. A removed file means the defaults. Replace the file by renaming a new one over it. Which
+policy a request ran with is its traversal's `policy_version`; which one a replica runs with, `mesh_policy_info`.""",
+}
 
 
 def page() -> str:
@@ -51,8 +81,7 @@ def page() -> str:
 def _section(title: str, table: str, model: type[BaseModel]) -> str:
     lines = ["", f"## {title}", ""]
     lines += [f"`{table}`: {_first_line(model)}" if table else _first_line(model), ""]
-    if issubclass(model, models.Endpoint):
-        lines += ["What an endpoint does not say itself, it takes from its tier.", ""]
+    lines += [_NOTES[model], ""] if model in _NOTES else []
     lines += ["| field | type | default | meaning |", "|---|---|---|---|", *_rows(model)]
     return "\n".join(lines) + "\n"
 
@@ -112,6 +141,7 @@ _WORDS: Final[dict[Any, str]] = {
     str: "text",
     int: "whole number",
     bool: "true or false",
+    AwareDatetime: "date and time",
     Decimal: "number, or text",
     Any: "any",
 }

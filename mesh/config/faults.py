@@ -1,6 +1,6 @@
 """What pydantic found wrong in a file, said with file, line, field and remedy."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path as FilePath
@@ -14,7 +14,7 @@ from mesh.config.models import SECRET_FIELDS, File
 from mesh.errors import ConfigError, nearest
 
 # fields whose value may be a secret written into the wrong place: it is never repeated
-_NOT_SHOWN: Final = frozenset({"api_key_env", "base_url", "headers", "options", *SECRET_FIELDS})
+_NOT_SHOWN: Final = frozenset({"api_key_env", "base_url", "env", "headers", "options", "sha256", "url", *SECRET_FIELDS})
 _MOST_SHOWN: Final = 60
 
 
@@ -36,7 +36,12 @@ class Source:
 
 def faults(error: ValidationError, source: Source) -> ConfigError:
     """One error that lists every fault of the file."""
-    found = sorted(_fault(details, source.text) for details in error.errors())
+    return listed(source, (_fault(details, source.text) for details in error.errors()))
+
+
+def listed(source: Source, unordered: Iterable[tuple[int, str, str, str]]) -> ConfigError:
+    """One error of several faults: (line, field, problem, remedy) each. There must be one at least."""
+    found = sorted(unordered)
     if len(found) == 1:
         line, field, problem, remedy = found[0]
         return ConfigError(f"{source.name}:{line}: {field}", problem, remedy)

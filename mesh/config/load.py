@@ -10,24 +10,31 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from budgets.tenants import Caps, Tenant
 from mesh.catalogue import Catalogue
 from mesh.clock import Clock, SystemClock
 from mesh.config.faults import Source, fault_at, faults
-from mesh.config.models import AUTO, File, Http
+from mesh.config.models import AUTO, Alerts, File, Http
+from mesh.config.tenants import DeclaredKey, caps_of, keys_of, tenants_of
 from mesh.config.tiers import catalogue
 from mesh.errors import ConfigError, nearest
 
 VARIABLE: Final = "MESH_CONFIG"
 FILE: Final = "mesh.toml"
 STORE: Final = ".mesh"
+POLICIES: Final = "policies"
 _MAX_BYTES: Final = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreConfig:
-    """Where traversals and the ledger lie, and how much is kept. `path` is absolute; None is unlimited."""
+    """Where traversals and the ledger lie, and how much is kept. `path` is absolute; None is unlimited.
+
+    `url` is the ledger's address; None is the file `ledger.sqlite3` in `path`.
+    """
 
     path: Path
+    url: str | None
     retention_days: int | None
     max_traces: int | None
     max_bytes: int | None
@@ -38,6 +45,8 @@ class Config:
     """A whole configuration. It holds no secret.
 
     `source` names the file, or 'built-in defaults'. `aliases` maps other model names to graphs or `graph/tier`.
+    `policies` is the folder of the policy files, absolute; it need not exist. `session` and `workflow` are the caps of
+    tenants that set none of their own.
     """
 
     source: str
@@ -46,7 +55,13 @@ class Config:
     catalogue: Catalogue
     http: Http
     store: StoreConfig
+    policies: Path
     keep_content: bool
+    tenants: Mapping[str, Tenant]
+    keys: tuple[DeclaredKey, ...]
+    session: Caps
+    workflow: Caps
+    alerts: Alerts
 
     def check_graphs(self, graphs: Collection[str]) -> None:
         """Compare the names in the file with the graphs that are deployed.
@@ -80,8 +95,8 @@ def load_config(path: str | None, env: Mapping[str, str], clock: Clock | None = 
     file = Path(os.path.expanduser(named or FILE)).absolute()  # noqa: PTH111 - Path's raises for users it does not know
     if named and not file.is_file():
         raise ConfigError(f"{by} {named}", "there is no such file.", f"Correct {by}, or leave it out.")
-    source = _read(file, named or FILE) if file.is_file() else Source("built-in defaults", "", file.parent)
-    data = _parsed(source)
+    source = read_source(file, named or FILE) if file.is_file() else Source("built-in defaults", "", file.parent)
+    data = parsed(source)
     try:
         written = File.model_validate(data)
     except ValidationError as error:
@@ -94,11 +109,31 @@ def load_config(path: str | None, env: Mapping[str, str], clock: Clock | None = 
         catalogue=catalogue(written, source, (clock or SystemClock()).wall()),
         http=written.http,
         store=_store(written, source),
+        policies=_policies(written, source),
         keep_content=written.traces.content,
+        tenants=tenants_of(written, source),
+        keys=keys_of(written, source),
+        session=caps_of(written.defaults.session) or Caps(),
+        workflow=caps_of(written.defaults.workflow) or Caps(),
+        alerts=_alerts(written, source),
     )
 
 
-def _read(file: Path, name: str) -> Source:
+def read_source(file: Path, name: str) -> Source:
+    """The file's text.
+
+    Raises:
+        ConfigError: it cannot be read, is too long or is not UTF-8.
+    """
+    return source_of(read_bytes(file, name), file, name)
+
+
+def read_bytes(file: Path, name: str) -> bytes:
+    """What the file holds.
+
+    Raises:
+        ConfigError: it cannot be read, or is too long.
+    """
     try:
         with file.open("rb") as opened:
             raw = opened.read(_MAX_BYTES + 1)
@@ -106,17 +141,35 @@ def _read(file: Path, name: str) -> Source:
         raise ConfigError(name, f"the file cannot be read: {error.strerror}.", "Check its permissions.") from error
     if len(raw) > _MAX_BYTES:
         raise ConfigError(name, f"the file is longer than {_MAX_BYTES} bytes.", "Is it the right file?")
+    return raw
+
+
+def source_of(raw: bytes, file: Path, name: str) -> Source:
+    """The text of a file's bytes.
+
+    Raises:
+        ConfigError: they are not UTF-8.
+    """
     try:
         return Source(name, raw.decode("utf-8-sig"), file.parent)
     except UnicodeDecodeError as error:
         raise ConfigError(name, f"byte {error.start} is not UTF-8.", "Save the file as UTF-8.") from error
 
 
-def _parsed(source: Source) -> dict[str, Any]:
+def parsed(source: Source) -> dict[str, Any]:
+    """The file's data, numbers with a point as decimals.
+
+    Raises:
+        ConfigError: it is not TOML.
+    """
     try:
         return tomllib.loads(source.text, parse_float=Decimal)
     except tomllib.TOMLDecodeError as error:  # its message tells line and column
         raise ConfigError(source.name, f"this is not TOML: {error}.", "See https://toml.io for its rules.") from error
+    except (ValueError, ArithmeticError) as error:  # of a number of thousands of digits, or with such an exponent
+        raise ConfigError(source.name, "a number in it is too long to be read.", "Write fewer digits.") from error
+    except RecursionError as error:
+        raise ConfigError(source.name, "its tables or lists are nested too deep.", "Flatten them.") from error
 
 
 def _check_aliases(written: File, source: Source) -> None:
@@ -126,9 +179,28 @@ def _check_aliases(written: File, source: Source) -> None:
             raise fault_at(source, ("aliases", alias), problem, "Name the graph itself.")
 
 
+def _policies(written: File, source: Source) -> Path:
+    folder = source.absolute(written.policies.path or POLICIES)
+    if written.policies.path is not None and not folder.is_dir():
+        remedy = "Make it, or leave path out: policies/ beside this file is looked at then."
+        raise fault_at(source, ("policies", "path"), f"there is no folder {str(folder)!r}.", remedy)
+    return folder
+
+
+def _alerts(written: File, source: Source) -> Alerts:
+    alerts = written.alerts
+    if alerts.webhook is not None and alerts.secret_env is None:
+        remedy = 'Name the variable that holds it: secret_env = "MESH_ALERTS_SECRET".'
+        raise fault_at(source, ("alerts", "webhook"), "alerts are signed, and no secret is named.", remedy)
+    if alerts.ca_file is None:
+        return alerts
+    return alerts.model_copy(update={"ca_file": str(source.absolute(alerts.ca_file))})
+
+
 def _store(written: File, source: Source) -> StoreConfig:
     return StoreConfig(
         path=source.absolute(written.store.path or STORE),
+        url=written.store.url,
         retention_days=written.store.retention_days,
         max_traces=written.store.max_traces,
         max_bytes=written.store.max_bytes,

@@ -9,9 +9,19 @@ from decimal import Decimal
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+)
 
-from mesh.vocabulary import Capability, Privacy
+from budgets.address import wrong_address
+from mesh.vocabulary import Capability, Priority, Privacy, Role, Sla
 
 AUTO: Final = "auto"  # the model name that stands for the default graph
 UNLIMITED: Final = "unlimited"
@@ -36,7 +46,9 @@ SECRET_FIELDS: Final = frozenset(
 )
 _ENV_NAME: Final = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
 _KEY_SHAPES: Final = re.compile(r"(sk|pk|rk|gsk|hf|ghp|xai|key|tok)[-_]|AIza|AKIA|ASIA|Bearer ", re.IGNORECASE)
-_KEY_HEADERS: Final = frozenset({"authorization", "proxy-authorization", "api-key", "x-api-key", "cookie"})
+_KEY_HEADERS: Final = frozenset(
+    {"authorization", "proxy-authorization", "api-key", "x-api-key", "x-goog-api-key", "cookie"}
+)
 _MAX_SECONDS: Final = 86_400
 
 
@@ -64,6 +76,15 @@ def _variable_name(text: str) -> str:
     return text
 
 
+def _key_variable(text: str) -> str:
+    if _KEY_SHAPES.match(text) or not _ENV_NAME.fullmatch(text):
+        raise ValueError(
+            "this is not the name of an environment variable, and may be a key. Put the key into a variable, take it "
+            'out of this file, and write env = "ACME_KEY"'
+        )
+    return text
+
+
 def _url(text: str) -> str:
     try:
         parts = urlsplit(text)
@@ -81,6 +102,12 @@ def _url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _address(text: str) -> str:
+    if (problem := wrong_address(text)) is not None:
+        raise ValueError(problem)
+    return text
+
+
 def _path(text: str) -> str:
     if not text or "\0" in text or (text.startswith("~") and not text.startswith("~/")):
         raise ValueError("this is not a path. Write one that begins at /, at ~/ or at this file's folder")
@@ -95,9 +122,11 @@ def _headers(headers: dict[str, str]) -> dict[str, str]:
 
 
 def _options(options: dict[str, Any]) -> dict[str, Any]:
-    for name in options:
+    for name, value in options.items():
         if name.lower() in SECRET_FIELDS:
             raise ValueError(f"the option {name!r} may hold a secret. Name its environment variable in api_key_env")
+        if isinstance(value, dict):  # `init` of a LangChain model: what its class is given
+            _options(value)
     return options
 
 
@@ -115,6 +144,8 @@ Name = Annotated[str, AfterValidator(_name)]
 Alias = Annotated[str, AfterValidator(_alias)]
 Url = Annotated[str, AfterValidator(_url)]
 VariableName = Annotated[str, AfterValidator(_variable_name)]
+KeyVariable = Annotated[str, AfterValidator(_key_variable)]
+LedgerUrl = Annotated[str, AfterValidator(_address)]
 PathText = Annotated[str, AfterValidator(_path)]
 Options = Annotated[dict[str, Any], AfterValidator(_options)]
 Headers = Annotated[dict[str, str], AfterValidator(_headers)]
@@ -122,6 +153,7 @@ Seconds = Annotated[Decimal, BeforeValidator(_number), Field(gt=0, le=_MAX_SECON
 UsdPerMillion = Annotated[Decimal, BeforeValidator(_number), Field(ge=0, le=1_000_000)]
 Usd = Annotated[Decimal, BeforeValidator(_number), Field(ge=0, le=1_000_000)]
 Count = Annotated[StrictInt, Field(ge=1)]
+UsdLimit = Annotated[Usd | None, BeforeValidator(unlimited)]
 Limit = Annotated[Annotated[StrictInt, Field(ge=0)] | None, BeforeValidator(unlimited)]
 
 
@@ -169,7 +201,11 @@ class Timeouts(Section):
 class Address(Section):
     """Where a tier can be called, and with which credentials."""
 
-    base_url: Url | None = Field(default=None, description="up to and including `/v1`, without a user, key or query")
+    base_url: Url | None = Field(
+        default=None,
+        description="up to and including the version (`/v1`), without a user, key or query. Default for `anthropic`: "
+        "`https://api.anthropic.com/v1`; for `gemini`: `https://generativelanguage.googleapis.com/v1beta`",
+    )
     api_key_env: VariableName | None = Field(
         default=None, description="NAME of the environment variable that holds the key; the key itself is refused"
     )
@@ -192,11 +228,16 @@ class Endpoint(Address):
 class Tier(Address):
     """A model that graphs may call."""
 
-    provider: Literal["local", "openai", "langchain", "recorded", "scripted"] = Field(
-        description="the wire: `local` runs a GGUF file here, `openai` is any OpenAI-compatible HTTP API"
+    provider: Literal["local", "openai", "anthropic", "gemini", "langchain", "recorded", "scripted"] = Field(
+        description="the wire: `local` runs a GGUF file here, `openai` is any OpenAI-compatible HTTP API, `anthropic` "
+        "and `gemini` are those APIs themselves, which need neither `base_url` nor `api_key_env` (ANTHROPIC_API_KEY, "
+        "GEMINI_API_KEY), `langchain` any LangChain chat model"
     )
     model: str | None = Field(
-        default=None, min_length=1, description="what the provider calls it; a local tier takes it from its file"
+        default=None,
+        min_length=1,
+        description="what the provider calls it; a local tier takes it from its file; of a `langchain` tier the import "
+        "path of a chat model, its class or a factory without arguments (`acme.models:make`)",
     )
     version: str | None = Field(
         default=None, min_length=1, description="pinned version for traversals; else as `model`"
@@ -207,7 +248,9 @@ class Tier(Address):
         "Default: `local` for the provider `local`, else `public`",
     )
     price: Price | None = Field(
-        default=None, description="dollars per million tokens; else genai-prices is asked, by `base_url` and `model`"
+        default=None,
+        description="dollars per million tokens; else genai-prices is asked, by `base_url` and `model`, of an "
+        "`anthropic` or `gemini` tier by the `model` alone, whatever its `base_url`",
     )
     price_as: str | None = Field(
         default=None,
@@ -228,7 +271,9 @@ class Tier(Address):
         default=None, description="`max_tokens` where the request has none. Default: `[defaults]`; 256 for `local`"
     )
     capabilities: tuple[Capability, ...] | None = Field(
-        default=None, description="beyond plain text. Default: `stream`; for `local` also `json` and `logprobs`"
+        default=None,
+        description="beyond plain text. Default: `stream`; for `local` also `json` and `logprobs`; for `anthropic` and "
+        "`gemini` also `tools`, `json` and `vision`",
     )
     rank: Annotated[StrictInt, Field(ge=0)] | None = Field(
         default=None,
@@ -239,6 +284,16 @@ class Tier(Address):
     template_tokens: Annotated[StrictInt, Field(ge=0)] = Field(
         default=16, description="tokens that the chat template adds per message, at most"
     )
+    tool_tokens: Annotated[StrictInt, Field(ge=0)] | None = Field(
+        default=None,
+        description="tokens that the provider adds to a call's input by itself where it has tools or a form for its "
+        "answer, at most. Default: 1024 for `anthropic`, else 0",
+    )
+    image_tokens: Count | None = Field(
+        default=None,
+        description="tokens that one picture counts, at most. Default: 16384; less for `anthropic` and `gemini`, more "
+        "for gpt-4o-mini, which counts pictures by a price list of its own",
+    )
     path: PathText | None = Field(
         default=None,
         description="GGUF file of a `local` tier. Default: the packaged SmolLM2-135M-Instruct",
@@ -247,8 +302,12 @@ class Tier(Address):
     endpoints: tuple[Endpoint, ...] = Field(default=(), description="several places instead of one `base_url`")
     options: Options = Field(
         default_factory=dict,
-        description="further request fields, sent with each call (`temperature = 0`); of a `local` tier its engine's "
-        "`slots`, `threads`, `batch_tokens`, `cache_mib`",
+        description="further request fields, sent with each call (`temperature = 0`) where the caller does not give "
+        "the same; and what the wire itself is told: of an `openai` tier `max_tokens_field`, `usage_dialect`, "
+        "`include_usage`, of an `anthropic` one `structured_output`, `anthropic_version`, `anthropic_beta`, of all "
+        "with a URL `always_stream`; of a `local` tier its engine's `slots`, `threads`, `batch_tokens`, `cache_mib`; "
+        "of a `langchain` tier `init` (arguments of the model's class), `max_tokens_field`, `single_attempt`, "
+        "`always_stream`, `pass_params`",
     )
 
 
@@ -260,6 +319,12 @@ class Http(Section):
     )
     port: Annotated[StrictInt, Field(ge=1, le=65_535)] = Field(default=8_000, description="port to bind")
     max_body_bytes: Count = Field(default=16 * MIB, description="the longest request; beyond it 413")
+    body_timeout_s: Seconds = Field(
+        default=Decimal(120), description="how long a client may take to send its request; beyond it 408"
+    )
+    idempotency_hours: Count = Field(
+        default=24, description="how long the reply to a request with an `Idempotency-Key` is kept"
+    )
 
 
 class Store(Section):
@@ -269,9 +334,25 @@ class Store(Section):
         default=None,
         description="folder. Default: `.mesh` beside the file, without a file in the current folder",
     )
+    url: LedgerUrl | None = Field(
+        default=None,
+        description="for a cluster, `postgresql://user@host/name`, with the password in `PGPASSWORD`: ledger, "
+        "traversals and kept content all lie there; `sqlite:///absolute/path` moves the ledger alone. Default: "
+        "files in `path`",
+    )
     retention_days: Limit = Field(default=30, description='age at which traversals are dropped, or "unlimited"')
     max_traces: Limit = Field(default=1_000_000, description='traversals kept, oldest dropped first, or "unlimited"')
     max_bytes: Limit = Field(default=4 * 1024 * MIB, description='size of the traversal file, or "unlimited"')
+
+
+class Policies(Section):
+    """Where the values of the graphs' named numbers lie: one file a graph, watched and loaded without a restart."""
+
+    path: PathText | None = Field(
+        default=None,
+        description="folder that holds `GRAPH.toml` for each graph whose numbers have other values than declared. "
+        "Default: `policies` beside the file, without a file in the current folder",
+    )
 
 
 class Traces(Section):
@@ -282,8 +363,78 @@ class Traces(Section):
     )
 
 
+class Caps(Section):
+    """What an account may come to: hard limits refuse, the soft ones are reported once."""
+
+    usd: UsdLimit = Field(default=None, description="dollars, as text")
+    tokens: Limit = Field(default=None, description="input and output tokens of all calls")
+    requests: Limit = Field(default=None, description="requests that called a model")
+    steps: Limit = Field(default=None, description="hops")
+    soft_usd: UsdLimit = Field(default=None, description="dollars at which it is reported")
+    soft_tokens: Limit = Field(default=None, description="tokens at which it is reported")
+    soft_requests: Limit = Field(default=None, description="requests at which it is reported")
+    soft_steps: Limit = Field(default=None, description="hops at which it is reported")
+
+
+class TenantKey(Section):
+    """A key that is kept elsewhere: in an environment variable, or with its owner alone."""
+
+    env: KeyVariable | None = Field(
+        default=None, description="NAME of the environment variable that holds the key; the key itself is refused"
+    )
+    public: str | None = Field(
+        default=None, pattern=r"^[0-9a-z]{12}$", description="the key's public part, between `sk-mesh-` and the `-`"
+    )
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the whole key, in hex")
+    role: Role = Field(default=Role.TENANT, description="what it may do")
+    expires: AwareDatetime | None = Field(default=None, description="when it ends, with an offset. Default: never")
+
+
+class Tenant(Section):
+    """Who pays. Once there is one, nobody is served without a key."""
+
+    parent: Name | None = Field(default=None, description="the tenant whose monthly caps hold for this one too")
+    zone: str = Field(default="UTC", min_length=1, description="time zone of its calendar months (`Europe/Vienna`)")
+    month: Caps = Field(default_factory=Caps, description="caps of each calendar month, children included")
+    session: Caps | None = Field(default=None, description="caps of each session. Default: `[defaults.session]`")
+    workflow: Caps | None = Field(default=None, description="caps of each workflow. Default: `[defaults.workflow]`")
+    sla: Sla = Field(default=Sla.PRO, description="what it was promised; sets the defaults of the next two")
+    priority: Priority | None = Field(
+        default=None, description="of requests that name none. Default: `best` for `enterprise`, else `cheapest`"
+    )
+    escalation: StrictBool | None = Field(
+        default=None, description="whether its requests may escalate. Default: not for `free`"
+    )
+    escalation_percent: Annotated[StrictInt, Field(ge=0, le=100)] | None = Field(
+        default=None, description="at most so many of its requests in the window may escalate. Default: all"
+    )
+    escalation_window_s: Count | None = Field(default=None, description="that window. Default: 3600")
+    graphs: tuple[str, ...] = Field(default=(), description="that it may ask. Default: all")
+    tiers: tuple[str, ...] = Field(default=(), description="that may be called for it. Default: all")
+    regions: tuple[str, ...] = Field(default=(), description="where its requests may be processed. Default: anywhere")
+    requests_per_minute: Limit = Field(default=None, description="begun in any 60 seconds, over all replicas")
+    concurrency: Limit = Field(default=None, description="running at a time, over all replicas")
+    keys: tuple[TenantKey, ...] = Field(default=(), description="keys beside those that `mesh tenant keys` makes")
+
+
+class Alerts(Section):
+    """Who is told of soft limits, overruns and months that go too fast. Without a webhook: the log and the metrics."""
+
+    webhook: Url | None = Field(default=None, description="where each alert is sent, signed, by POST")
+    secret_env: VariableName | None = Field(
+        default=None, description="NAME of the environment variable whose text signs; demanded with `webhook`"
+    )
+    insecure: StrictBool = Field(default=False, description="allow `http://` to another machine, in the clear")
+    ca_file: PathText | None = Field(
+        default=None, description="PEM file of the authority to trust, instead of the system's"
+    )
+    fast_burn_percent: Annotated[Annotated[StrictInt, Field(ge=1, le=100)] | None, BeforeValidator(unlimited)] = Field(
+        default=5, description='of a month\'s limit, used in one hour, is a fast burn; or "unlimited"'
+    )
+
+
 class Defaults(Section):
-    """What tiers take that do not say it themselves."""
+    """What tiers take that do not say it themselves, and tenants."""
 
     max_output_tokens: Count = Field(
         default=4_096, description="for tiers other than `local`, within the context window"
@@ -292,6 +443,8 @@ class Defaults(Section):
         default=1_024, description="for tiers other than `local`, within `max_output_tokens`"
     )
     timeouts: Timeouts = Field(default_factory=Timeouts, description="for all tiers")
+    session: Caps = Field(default_factory=Caps, description="caps of each session")
+    workflow: Caps = Field(default_factory=Caps, description="caps of each workflow")
 
 
 class File(Section):
@@ -305,7 +458,10 @@ class File(Section):
         default_factory=dict,
         description="models by name. `light`, the packaged SmolLM2, exists without being named; naming it replaces it",
     )
+    tenants: dict[Name, Tenant] = Field(default_factory=dict, description="who may call, and who pays, by name")
     http: Http = Field(default_factory=Http, description="the API")
     store: Store = Field(default_factory=Store, description="what is kept")
+    policies: Policies = Field(default_factory=Policies, description="other values of the graphs' named numbers")
     traces: Traces = Field(default_factory=Traces, description="what traversals may hold")
+    alerts: Alerts = Field(default_factory=Alerts, description="who is told when budgets run low")
     defaults: Defaults = Field(default_factory=Defaults, description="for tiers that do not say it themselves")

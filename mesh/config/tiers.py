@@ -1,7 +1,8 @@
 """From the file's tiers to the catalogue's: what was left out is filled in, what contradicts itself is refused."""
 
 import ipaddress
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -13,6 +14,7 @@ from mesh.config import models
 from mesh.config.faults import Source, fault_at
 from mesh.price_table import Quoted, dearest, quoted
 from mesh.prices import NOT_PRICED, Prices, Rates
+from mesh.tokens import IMAGE_TOKENS
 from mesh.units import US_PER_S, nusd, pusd_per_token
 from mesh.vocabulary import Capability, Privacy
 
@@ -24,6 +26,37 @@ _LOCAL_MAX_OUTPUT: Final = 512
 _LOCAL_MAX_TOKENS: Final = 256
 _LOCAL_CAPABILITIES: Final = (Capability.JSON, Capability.LOGPROBS, Capability.STREAM)
 _LAST: Final = 2**62  # ranks a tier of unknown price behind all others
+_PRICED_OPTIONS: Final[tuple[str, ...]] = ("service_tier", "speed", "inference_geo")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Native:
+    """What is known of an API that is spoken natively. `seller` is its name in genai-prices."""
+
+    base_url: str
+    api_key_env: str
+    seller: str
+    image_tokens: int
+    tool_tokens: int = 0
+
+
+_NATIVE: Final[Mapping[str, _Native]] = {
+    "anthropic": _Native(
+        base_url="https://api.anthropic.com/v1",
+        api_key_env="ANTHROPIC_API_KEY",
+        seller="anthropic",
+        image_tokens=5_000,  # 4,784 of its largest, and what it says around it (its page on vision)
+        tool_tokens=1_024,  # its own prompt for tools: 159 to 804, by model (its page on the prices of tool use)
+    ),
+    "gemini": _Native(
+        base_url="https://generativelanguage.googleapis.com/v1beta",
+        api_key_env="GEMINI_API_KEY",
+        seller="google",
+        image_tokens=8_256,  # 32 tiles of 258: the longest strip that Gemini 2 cuts (its page on images)
+    ),
+}
+_MINI_IMAGE_TOKENS: Final = 2_833 + 8 * 5_667  # gpt-4o-mini's base and eight tiles: OpenAI's page on images
+_NATIVE_CAPABILITIES: Final = (Capability.TOOLS, Capability.JSON, Capability.VISION, Capability.STREAM)
 
 
 def catalogue(file: models.File, source: Source, at: datetime) -> Catalogue:
@@ -67,6 +100,9 @@ def _spec(name: str, tier: models.Tier, defaults: models.Defaults, source: Sourc
         timeouts=_timeouts(tier.timeouts or defaults.timeouts),
         max_concurrent=tier.max_concurrent,
         template_tokens=tier.template_tokens,
+        services=listed.services if listed is not None and prices is listed.prices else {},
+        tool_tokens=_tool_tokens(tier),
+        image_tokens=_image_tokens(tier, model),
         path=path,
         replicas=tier.replicas,
         options=_plain(tier.options),
@@ -111,12 +147,14 @@ def _listed(tier: models.Tier, model: str, at: datetime) -> Quoted | None:
     own = tier.price is not None or tier.usd_per_hour is not None or tier.privacy is Privacy.LOCAL
     if tier.provider == "local" or (own and tier.context_window and not tier.price_as):
         return None
-    service = str(tier.options["service_tier"]) if "service_tier" in tier.options else None
+    context = {name: str(tier.options[name]) for name in _PRICED_OPTIONS if name in tier.options}
     if tier.price_as:
         provider, _, sold_as = tier.price_as.partition("/")
-        return quoted(sold_as, at=at, provider=provider, service=service)
+        return quoted(sold_as, at=at, provider=provider, context=context)
+    if (native := _NATIVE.get(tier.provider)) is not None:
+        return quoted(model.removeprefix("models/"), at=at, provider=native.seller, context=context)
     urls = sorted({address.base_url for address in (tier, *tier.endpoints) if address.base_url})
-    found = [quoted(model, at=at, url=url, service=service) for url in urls]
+    found = [quoted(model, at=at, url=url, context=context) for url in urls]
     unknown = next((one for one in found if one.prices is None), None)
     if unknown is not None or not found:
         return unknown
@@ -125,7 +163,14 @@ def _listed(tier: models.Tier, model: str, at: datetime) -> Quoted | None:
         prices=dearest(one.prices for one in found if one.prices),
         source="; ".join(sorted({one.source for one in found})),
         context_window=min(windows, default=None),
+        services=_services(found),
     )
+
+
+def _services(found: list[Quoted]) -> dict[str, Prices]:
+    """The dearest price of each kind of service that all of several places sell."""
+    names = set.intersection(*(set(one.services) for one in found))
+    return {name: dearest(one.services[name] for one in found) for name in sorted(names)}
 
 
 def _priced(tier: models.Tier, privacy: Privacy, listed: Quoted | None) -> tuple[Prices | None, str]:
@@ -176,6 +221,8 @@ def _endpoint(
         field: getattr(address if field in address.model_fields_set else tier, field)
         for field in models.Address.model_fields
     }
+    if (native := _NATIVE.get(tier.provider)) is not None:
+        said = _native(said, native, at, source)
     url = said["base_url"] or ""
     if tier.provider == "openai" and not url:
         remedy = 'Write base_url = "https://api.openai.com/v1", or the URL of any server with the same API.'
@@ -189,6 +236,18 @@ def _endpoint(
     return Endpoint(name=name, **said)
 
 
+def _native(said: dict[str, Any], native: _Native, at: tuple[str | int, ...], source: Source) -> dict[str, Any]:
+    """An address of a native API. Its usual key goes to its usual place only: elsewhere the file must name it."""
+    url = said["base_url"]
+    if url is None:
+        return said | {"base_url": native.base_url, "api_key_env": said["api_key_env"] or native.api_key_env}
+    if not urlsplit(url).path.strip("/"):
+        version = native.base_url.rpartition("/")[2]
+        remedy = f'Write base_url = "{url}/{version}".'
+        raise fault_at(source, (*at, "base_url"), "the version of the API is missing from the URL.", remedy)
+    return said
+
+
 def _is_loopback(url: str) -> bool:
     host = urlsplit(url).hostname or ""
     try:
@@ -200,7 +259,25 @@ def _is_loopback(url: str) -> bool:
 def _capabilities(tier: models.Tier) -> tuple[Capability, ...]:
     if tier.capabilities is not None:
         return tier.capabilities
+    if tier.provider in _NATIVE:
+        return _NATIVE_CAPABILITIES
     return _LOCAL_CAPABILITIES if tier.provider == "local" else (Capability.STREAM,)
+
+
+def _image_tokens(tier: models.Tier, model: str) -> int:
+    if tier.image_tokens is not None:
+        return tier.image_tokens
+    native = _NATIVE.get(tier.provider)
+    if native is not None:
+        return native.image_tokens
+    return _MINI_IMAGE_TOKENS if "gpt-4o-mini" in model else IMAGE_TOKENS
+
+
+def _tool_tokens(tier: models.Tier) -> int:
+    if tier.tool_tokens is not None:
+        return tier.tool_tokens
+    native = _NATIVE.get(tier.provider)
+    return native.tool_tokens if native is not None else 0
 
 
 def _timeouts(written: models.Timeouts) -> Timeouts:

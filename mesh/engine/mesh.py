@@ -5,25 +5,28 @@ import contextlib
 import os
 import random
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from budgets.account import Account
 from budgets.cap import Limits
 from budgets.ledger import Ledger
 from budgets.memory import MemoryLedger
+from mesh.booking import entered
 from mesh.catalogue import Catalogue
 from mesh.clock import Clock, Ids, RandomIds, SystemClock
 from mesh.config import load_config
+from mesh.config.policies import load_policy
 from mesh.engine.record import traversal_of
 from mesh.engine.stages import Compiled, Form
 from mesh.engine.walker import Cursor, finish, start
 from mesh.graph import BuiltGraph, Graph
-from mesh.hop import booked
+from mesh.policy import Policy, policy_of
+from mesh.proofs import must_be_proved
 from mesh.providers.protocol import DeltaSink, Provider
 from mesh.providers.registry import providers_for
 from mesh.run import NO_META, Door, Meta, Run
-from mesh.state import NO_HINTS, Answer, Hints, Request, request_of
+from mesh.state import NO_HINTS, Answer, Hints, Request, State, request_of
 from mesh.tiers import OwnCounters
 from mesh.trace import Traversal
 from mesh.units import US_PER_S
@@ -58,11 +61,15 @@ class Mesh:
     """A graph, compiled once per version, with all that it runs on.
 
     Args:
-        graph: built here if it is not yet; structural faults raise GraphError.
+        graph: built here if it is not yet; structural faults raise GraphError, and so does a policy that some walk
+            breaks. Bounds, prices and the rest are what `mesh.check` reports: to be asked before a deployment.
         catalogue: default: what `mesh.toml` says, else the embedded tier alone.
         providers: by the name that specs use; default: all wires that the catalogue needs.
         ledger: default: in memory, exact but not durable.
         door: all of the above in one, shared with other graphs of this process.
+        policy: the values of the graph's named numbers, or overrides by name; default: what the graph's policy file
+            says where the catalogue is from `mesh.toml` too, else as declared. Setting `policy` later holds for the
+            traversals that start from then on.
         clock, ids, rng: handed in, so that a test decides them. `rng` draws seeds where the caller gives none.
         form: how the graph is cut into LangGraph nodes.
         record: called with every finished record.
@@ -77,17 +84,25 @@ class Mesh:
         ledger: Ledger | None = None,
         clock: Clock | None = None,
         door: Door | None = None,
+        policy: Policy | Mapping[str, float] | None = None,
         ids: Ids | None = None,
         rng: random.Random | None = None,
         form: Form = Form.STAGED,
         record: Callable[[Traversal], None] | None = None,
     ) -> None:
         self.graph = graph.build() if isinstance(graph, Graph) else graph
+        if door is None and catalogue is None:
+            config = load_config(None, os.environ, clock)
+            catalogue = config.catalogue
+            policy = load_policy(config.policies, self.graph.name, self.graph.numbers) if policy is None else policy
         self.door = door or door_of(clock or SystemClock(), catalogue, providers, ledger)
+        must_be_proved(self.graph, self.door.catalogue)
+        self.policy = policy_of(self.graph.numbers, policy.values if isinstance(policy, Policy) else policy)
         self._ids = ids or RandomIds(self.door.clock)
         self._rng = rng or random.Random()
         self.hints = self.graph.hints()
         self._compiled = Compiled(self.graph, form)
+        self._limits = Limits.of(self.graph.cap)
         self._record = record or _forget
 
     async def ask(
@@ -171,7 +186,7 @@ class Mesh:
             try:
                 cursor, langgraph_us = await self._compiled.walk(run, cursor)
             finally:
-                await booked(self.door.ledger, self.door.ledger.finish(run.accounts[0]))
+                await entered(self.door, f"request {run.id}", self.door.ledger.finish(run.accounts[0]))
         except asyncio.CancelledError:
             # A branch may have ended the traversal just before, while its losers were still settling.
             run.ended, run.cause = Ended.CANCELLED, Cause.REQUEST_CANCELLED
@@ -180,7 +195,7 @@ class Mesh:
         finish(run, cursor)
         traversal = traversal_of(run, cursor, langgraph_us)
         given = traversal.outcome in (Ended.OK, Ended.DEGRADED, Ended.CAPPED, Ended.REFUSED, Ended.CUT)
-        return Finished(traversal, cursor.state.best if given else None, self._end_us(run))
+        return Finished(traversal, _given(cursor.state, request) if given else None, self._end_us(run))
 
     def _end_us(self, run: Run) -> int:
         """When the last hop's edge ended: the engine's own bookkeeping behind it counts as egress."""
@@ -197,12 +212,15 @@ class Mesh:
     ) -> Run:
         hints = request.hints
         latency_us = None if hints.latency_ms is None else hints.latency_ms * (US_PER_S // 1_000)
-        limits = Limits.of(self.graph.cap).narrowed(cost_nusd=hints.max_cost_nusd, time_us=latency_us)
+        limits = self._limits.narrowed(cost_nusd=hints.max_cost_nusd, time_us=latency_us)
         wall = self.door.clock.wall()
-        accounts = (
-            Account(Scope.REQUEST, f"request:{request_id}", limits.cost_nusd, limits.tokens),
-            Account(Scope.TENANT, f"tenant:{meta.tenant}:{wall:%Y-%m}"),
-        )
+        at_us = int(wall.timestamp() * US_PER_S) if meta.at_us is None else meta.at_us
+        payer = meta.payer
+        own = Account(Scope.REQUEST, f"request:{request_id}", limits.cost_nusd, limits.tokens)
+        accounts = payer.accounts(own, hints.session, hints.workflow, at_us)
+        self.door.gauges.touch(payer, accounts, at_us)
+        if not dry:
+            self.door.throttle.count(payer.tenant)
         return Run(
             id=request_id,
             graph=self.graph,
@@ -210,7 +228,9 @@ class Mesh:
             door=self.door,
             limits=limits,
             accounts=accounts,
+            at_us=at_us,
             meta=meta,
+            policy=self.policy,
             started_us=started_us,
             started_at=wall.isoformat(timespec="microseconds"),
             entered_us=self.door.clock.now_us(),
@@ -238,6 +258,14 @@ def door_of(
     catalogue = load_config(None, os.environ, clock).catalogue if catalogue is None else catalogue
     providers = providers_for(catalogue, clock) if providers is None else providers
     return Door(catalogue, providers, ledger or MemoryLedger(), clock, OwnCounters())
+
+
+def _given(state: State, request: Request) -> Answer | None:
+    """The answer as the caller gets it. Log-probabilities that only the graph asked for are the graph's own."""
+    answer = state.given
+    if answer is None or answer.logprobs is None or request.params.get("logprobs"):
+        return answer
+    return replace(answer, logprobs=None)
 
 
 def _forget(traversal: Traversal) -> None:

@@ -1,12 +1,14 @@
 """The traversal record of a run that ended: how and why, what it cost, and how much of each cap it used."""
 
+from budgets.payer import NOBODY
 from mesh.engine.walker import Cursor
+from mesh.escalation import climbed_from
 from mesh.prices import Usage
-from mesh.run import Run
+from mesh.run import Detour, Run
 from mesh.state import Answer
-from mesh.trace import CapUse, Escalation, HopRecord, Traversal, siblings
+from mesh.trace import CapUse, Escalation, Rejection, Traversal
 from mesh.units import US_PER_S
-from mesh.vocabulary import FAILURES, FAULT, Cause, Dimension, Ended, Failure, Kind, Scope
+from mesh.vocabulary import DECIDING, FAILURES, FAULT, Cause, Dimension, Ended, Failure, Kind, Reason, Scope
 
 EXPLAINING = frozenset({Kind.END, Kind.RESPOND, Kind.JOIN})
 PROSE_LIMIT = 300  # the line goes into a header
@@ -23,10 +25,13 @@ def traversal_of(run: Run, cursor: Cursor, langgraph_us: int) -> Traversal:
         client_request_id=meta.client_request_id,
         graph=run.graph.name,
         graph_version=run.graph.version,
+        policy_version=run.policy.version,
         catalogue_version=run.door.catalogue.version,
+        resources=run.graph.resources(),
         started_at=run.started_at,
         seed=request.seed,
-        tenant=meta.tenant,
+        tenant=meta.payer.tenant.name,
+        sla=None if meta.payer is NOBODY else meta.payer.tenant.sla,
         user=meta.user,
         client_retry=meta.client_retry,
         traceparent=meta.traceparent,
@@ -44,9 +49,9 @@ def traversal_of(run: Run, cursor: Cursor, langgraph_us: int) -> Traversal:
         ingress_us=run.entered_us - run.started_us,
         langgraph_us=langgraph_us,
         escalations=_escalations(run),
-        cost_nusd=sum(hop.cost_nusd for hop in hops),
-        input_tokens=sum(a.usage.input for hop in hops for a in hop.attempts),
-        output_tokens=sum(a.usage.output for hop in hops for a in hop.attempts),
+        cost_nusd=sum([hop.cost_nusd for hop in hops]),
+        input_tokens=sum([a.usage.input for hop in hops for a in hop.attempts]),
+        output_tokens=sum([a.usage.output for hop in hops for a in hop.attempts]),
         ignored_hints=[dict(hint) for hint in meta.ignored_hints],
     )
     if best is not None:
@@ -54,10 +59,32 @@ def traversal_of(run: Run, cursor: Cursor, langgraph_us: int) -> Traversal:
         traversal.model_version = best.model_version
         if best.valid is not None:
             traversal.quality.append({"source": "validator", "value": float(best.valid)})
+        if best.score is not None:
+            traversal.quality.append({"source": "judge", "value": best.score})
+    traversal.expected_cost_nusd = _expected_nusd(run)
     traversal.baseline_cost_nusd = _baseline_nusd(run, ended, best)
     traversal.caps = _caps(run, traversal)
-    traversal.because = _prose(traversal)
+    if meta.detour is not None:
+        _tell_detour(traversal, meta.detour)
+    traversal.because = _prose(traversal, meta.detour)
     return traversal
+
+
+def _tell_detour(traversal: Traversal, detour: Detour) -> None:
+    """Say in the first hop that a kill switch was obeyed, and what could not be taken for it."""
+    bypass = detour.bypass
+    traversal.bypass = bypass.tier
+    told = {"bypass": bypass.tier, "bypass_by": bypass.actor, "bypass_version": bypass.version}
+    first = traversal.hops[0]
+    first.state = {**first.state, **told, "bypass_reason": bypass.reason}
+    first.rejected = [*(Rejection(tier, Reason.BYPASS, dict(told)) for tier in detour.skipped), *first.rejected]
+
+
+def _expected_nusd(run: Run) -> int | None:
+    """What the dispatchers on the route expected the tiers that they chose to cost; None where none chose."""
+    told = [hop.signals.get("expected_cost_nusd") for hop in run.records if hop.kind is Kind.DISPATCHER]
+    known = [nusd for nusd in told if isinstance(nusd, int)]
+    return sum(known) if known else None
 
 
 def _ending(run: Run, cursor: Cursor) -> tuple[Ended, str]:
@@ -90,8 +117,8 @@ def _signal(cursor: Cursor, name: str) -> str | None:
 
 
 def _lane(run: Run) -> str | None:
-    lanes = [run.graph.lane_of[hop.node] for hop in run.records if hop.node in run.graph.lane_of]
-    return lanes[-1] if lanes else None
+    lane_of = run.graph.lane_of
+    return next((lane_of[hop.node] for hop in reversed(run.records) if hop.node in lane_of), None) if lane_of else None
 
 
 def _lane_risk(run: Run) -> str | None:
@@ -102,17 +129,14 @@ def _lane_risk(run: Run) -> str | None:
 def _escalations(run: Run) -> list[Escalation]:
     """Each hop to a tier of higher rank than all tried before it, in path order. Branches do not precede each other."""
     found: list[Escalation] = []
-    tried: list[tuple[int, HopRecord]] = []
-    for hop in run.records:
-        spec = run.door.catalogue.get(hop.attempts[0].model) if hop.attempts else None
-        if spec is None:
-            continue
-        before = [(rank, earlier) for rank, earlier in tried if not siblings(earlier.path, hop.path)]
-        if before:
-            highest, source = max(before, key=lambda item: item[0])
-            if spec.rank > highest:
-                found.append(Escalation(source.node, hop.node, hop.edges[0].on))
-        tried.append((spec.rank, hop))
+    called = [hop for hop in run.records if hop.attempts and hop.kind not in DECIDING]
+    if len(called) < 2:
+        return found
+    for hop in called:
+        spec = run.door.catalogue.get(hop.attempts[0].model)
+        source = None if spec is None else climbed_from(run, hop.path, spec.rank)
+        if source is not None:
+            found.append(Escalation(source.node, hop.node, hop.edges[0].on))
     return found
 
 
@@ -139,7 +163,7 @@ def _caps(run: Run, traversal: Traversal) -> dict[str, CapUse]:
     }
 
 
-def _prose(traversal: Traversal) -> str:
+def _prose(traversal: Traversal, detour: Detour | None = None) -> str:
     """One line: who answered, and which outcomes led there."""
     steps = [
         f"{hop.node} {hop.outcome} ({hop.because})"
@@ -151,6 +175,8 @@ def _prose(traversal: Traversal) -> str:
         who = f"{traversal.outcome} by {traversal.cause}, {who}"
     elif traversal.outcome is Ended.DEGRADED:
         who = f"degraded: {who}"
+    if detour is not None:
+        who = f"bypass to {detour.bypass.tier} by {detour.bypass.actor} ({detour.bypass.reason[:80]}), {who}"
     line = f"{who}: {', '.join(steps)}" if steps else who
     line = line.encode("ascii", "replace").decode()
     return line if len(line) <= PROSE_LIMIT else line[: PROSE_LIMIT - 3] + "..."

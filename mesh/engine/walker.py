@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Final, TypeAlias
 
+from mesh.errors import DeclarationError
 from mesh.graph import BuiltGraph, Target
 from mesh.hop import CallFailed, Hop, Stopped
-from mesh.node import Join, Node, labels
+from mesh.node import Demand, Join, Node, labels
 from mesh.run import Run
 from mesh.state import State, Verdict
 from mesh.trace import EdgeRecord, HopRecord
@@ -37,7 +38,6 @@ log = logging.getLogger("mesh.walker")
 
 AT_END: Final[Target] = (END,)
 UNTIMED: Final = frozenset({Kind.RESPOND, Kind.JOIN})
-ANY_NODES: Final = frozenset({CUT, FAULT, Failure.OVER_DEADLINE.value})  # outcomes that no node has to declare
 
 Heads: TypeAlias = Callable[[Target], bool]
 """Whether a stage of its own begins at these targets; the walker stops before it."""
@@ -107,7 +107,7 @@ def _region_calls(graph: BuiltGraph, name: str, targets: Target) -> bool:
             continue
         seen.add(at)
         node = graph.nodes[at]
-        if node.tiers or node.kind is Kind.HUMAN:
+        if node.demand.model_calls or node.kind is Kind.HUMAN:
             return True
         if len(targets) > 1 and not isinstance(node, Join):
             pending += [t for (source, _), after in graph.edges.items() if source == at for t in after]
@@ -129,7 +129,7 @@ async def _hop(run: Run, cursor: Cursor) -> Cursor:
         run.stop(Ended.CAPPED, cap)
         return replace(cursor, targets=AT_END)
     record = _opened(run, cursor, name, node)
-    hop = Hop(run, name, record)
+    hop = Hop(run, name, record, cursor.state)
     began_us = run.now_us()
     try:
         verdict = await _verdict(run, node, cursor.state, hop)
@@ -161,21 +161,20 @@ def _opened(run: Run, cursor: Cursor, name: str, node: Node) -> HopRecord:
 
 async def _verdict(run: Run, node: Node, state: State, hop: Hop) -> Verdict:
     """Run the node; whatever it raises becomes an outcome."""
-    left_us = run.left_us()
+    declared, left_us = run.graph.declared[hop.name], run.left_us()
     if left_us is not None and left_us <= 0 and node.kind not in UNTIMED:
         return Verdict(outcome=Failure.OVER_DEADLINE, because=Cause.DEADLINE)
     try:
-        verdict = await _timely(node, state, hop, left_us)
+        verdict = await _counted(run, node, declared.demand, state, hop, left_us)
     except CallFailed as failed:
         verdict = Verdict(outcome=failed.outcome, because=failed.because)
     except Stopped as stopped:
         run.stop(stopped.ended, stopped.cause)
         return Verdict(outcome=_stopped_outcome(stopped.ended), because=stopped.cause)
-    except Exception as error:
-        # The message may hold content, so only its type and place are logged.
-        log.error("node %s raised %s", hop.name, type(error).__name__, exc_info=_without_message(error))  # noqa: TRY400
+    except Exception as error:  # noqa: BLE001 -- whatever a node raises, the traversal goes on
+        _log_raised(hop.name, error)
         verdict = Verdict(outcome=FAULT, because=Cause.NODE_RAISED)
-    if verdict.outcome not in node.outcomes | node.failures | ANY_NODES:
+    if verdict.outcome not in declared.outcomes:
         log.error("node %s ended as %r, which it does not declare", hop.name, verdict.outcome)
         verdict = Verdict(outcome=FAULT, because=Cause.NODE_RAISED)
     if run.delivered and verdict.outcome in FAILURES | {FAULT}:  # no fallback may follow what has gone out
@@ -185,10 +184,16 @@ async def _verdict(run: Run, node: Node, state: State, hop: Hop) -> Verdict:
     return verdict
 
 
-async def _timely(node: Node, state: State, hop: Hop, left_us: int | None) -> Verdict:
+async def _counted(run: Run, node: Node, demand: Demand, state: State, hop: Hop, left_us: int | None) -> Verdict:
+    """Run the node. Where an account limits hops, it is counted there first."""
+    if run.steps_limited and node.kind not in UNTIMED:
+        await hop.step()
+    return await _timely(node, demand, state, hop, left_us)
+
+
+async def _timely(node: Node, demand: Demand, state: State, hop: Hop, left_us: int | None) -> Verdict:
     """Run the node, no longer than the deadline where it says that it takes time and does not call a model itself."""
-    seconds = node.demand.seconds
-    if left_us is None or seconds == 0 or node.tiers:
+    if left_us is None or demand.seconds == 0 or demand.model_calls:
         return await node.run(state, hop)
     limit = asyncio.timeout(left_us / 1_000_000)
     try:
@@ -202,6 +207,14 @@ async def _timely(node: Node, state: State, hop: Hop, left_us: int | None) -> Ve
 
 def _stopped_outcome(ended: Ended) -> str:
     return CAPPED if ended is Ended.CAPPED else ended.value
+
+
+def _log_raised(name: str, error: Exception) -> None:
+    if isinstance(error, DeclarationError):
+        log.error("%s", error)
+        return
+    # The message may hold content, so only its type and place are logged.
+    log.error("node %s raised %s", name, type(error).__name__, exc_info=_without_message(error))
 
 
 def _without_message(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:

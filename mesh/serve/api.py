@@ -7,44 +7,58 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
+from budgets.directory import Caller
+from budgets.tenants import Tenant
 from mesh.engine.mesh import Finished, Mesh
 from mesh.errors import MeshError, RequestError, UnknownModelError
 from mesh.metrics import CONTENT_TYPE, Metrics
 from mesh.run import Meta
+from mesh.serve import routes
+from mesh.serve.access import as_tenant, must_act, must_ask, must_operate
+from mesh.serve.budgets import BudgetPages
+from mesh.serve.bypasses import Bypasses
 from mesh.serve.http import (
     ClientGoneError,
     Receive,
     Scope,
     Send,
+    header,
     headers_of,
+    must_be_json,
     read_body,
     send_bytes,
     send_error,
     send_json,
+    without_body,
 )
+from mesh.serve.idempotency import Asked, Idempotency, fingerprint_of, key_of
+from mesh.serve.openapi import document
 from mesh.serve.readiness import Readiness
 from mesh.serve.replies import (
     EventStream,
+    bypass_headers,
     completion_body,
     failure_headers,
     reply_headers,
 )
-from mesh.serve.status import Failed, failure_of, failure_of_request
+from mesh.serve.status import DRAINING, INTERNAL, Failed, failure_of, failure_of_request, wrong_method
+from mesh.serve.tenancy import ANYBODY, Tenancy
 from mesh.serve.traversals import TraversalPages
-from mesh.serve.wire import ChatCall, ignored_hints, parse_chat
+from mesh.serve.wire import ChatCall, check_tiers, ignored_hints, parse_chat
 from mesh.trace import Traversal
 
 log = logging.getLogger("mesh.api")
+T = TypeVar("T")
 
-WATCH_AFTER_S = 0.02  # most replies are out by then, and need no watcher
+WATCH_AFTER_S = 0.2  # short calls are over by then, and need no watcher; cancelling is promised within a second
 MAX_CLIENT_ID = 128
+UNBOOKED = "Calls and requests whose end the ledger failed to take; what it holds for them ends with its lease."
 INLINE_BYTES = 128 * 1024  # larger bodies are checked in a thread
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
-INTERNAL = Failed(500, "api_error", "internal_error", "The mesh failed; the replica's log says where.", retry=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +69,21 @@ class Models:
     aliases: Mapping[str, str]
     default: str
 
-    def find(self, model: str) -> Mesh:
-        name = self.aliases.get(model, model)
-        found = self.meshes.get(self.default if name == "auto" else name)
+    def find(self, model: str, tenant: Tenant) -> Mesh:
+        found = self._mesh(model)
         if found is None:
-            raise UnknownModelError(model, self.names())
+            raise UnknownModelError(model, self.names(tenant))
+        must_ask(tenant, found.graph.name)
         return found
 
-    def names(self) -> list[str]:
-        return ["auto", *self.meshes, *self.aliases]
+    def names(self, tenant: Tenant) -> list[str]:
+        """All that a tenant may ask."""
+        known = ((name, self._mesh(name)) for name in ("auto", *self.meshes, *self.aliases))
+        return [name for name, mesh in known if mesh is not None and tenant.may_ask(mesh.graph.name)]
+
+    def _mesh(self, model: str) -> Mesh | None:
+        name = self.aliases.get(model, model)
+        return self.meshes.get(self.default if name == "auto" else name)
 
 
 class Api:
@@ -72,56 +92,73 @@ class Api:
     Args:
         models: the graphs and what else clients may call them.
         keep: takes each finished record; never blocks.
-        pages: reads traversals back.
+        pages, budgets: read traversals and balances back.
+        tenancy: who may call, and who pays.
+        idempotency: the keys of requests that are to run once.
+        bypasses: the graphs' kill switches.
+        max_body_bytes, body_timeout_s: how long a request may be, and how long it may take to come.
         begin, end: what must run before the first request and behind the last.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- keyword-only parts, each replaceable by a test
         self,
         models: Models,
         *,
         keep: Callable[[Traversal], None],
         pages: TraversalPages,
+        budgets: BudgetPages,
+        tenancy: Tenancy,
+        bypasses: Bypasses,
+        idempotency: Idempotency,
         metrics: Metrics,
         readiness: Readiness,
         max_body_bytes: int,
+        body_timeout_s: float = 120.0,
         begin: Callable[[], Awaitable[None]],
         end: Callable[[], Awaitable[None]],
     ) -> None:
         self._models = models
         self._keep = keep
-        self._pages = pages
+        self._pages, self._budgets = pages, budgets
+        self._tenancy, self._bypasses = tenancy, bypasses
+        self._idempotency = idempotency
         self._metrics = metrics
         self._readiness = readiness
-        self._max_body_bytes = max_body_bytes
+        self._max_body_bytes, self._body_timeout_s = max_body_bytes, body_timeout_s
         self._begin, self._end = begin, end
         self._open = 0
         self._draining = False
         metrics.watch("mesh_requests_in_flight", "HTTP requests open here, this scrape among them.", lambda: self._open)
+        metrics.watch("mesh_unbooked_total", UNBOOKED, lambda: _unbooked(models.meshes.values()), kind="counter")
 
     async def start(self) -> None:
+        await self._tenancy.start()
+        await self._bypasses.start()
         await self._begin()
 
     async def drain(self) -> None:
         """Take nothing new, and wait for what runs. The caller bounds the wait."""
         self._draining = True
-        while self._open:  # noqa: ASYNC110 -- once in a replica's life
+        while self._open or self._idempotency.running:  # noqa: ASYNC110 -- once in a replica's life
             await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
+        await self._tenancy.stop()
+        await self._bypasses.stop()
         await self._end()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path, method = scope["path"], scope["method"]
         self._open += 1
         try:
-            if path == "/v1/chat/completions":
-                await self._only("POST", method, send, self._chat, scope, receive)
+            if scope["path"] == routes.CHAT and scope["method"] == "POST":
+                await self._chat(scope, receive, send)
             else:
-                await self._only("GET", method, send, self._read, scope, receive)
+                await self._page(scope, send)
         except ClientGoneError:
             log.info("client left before its request was read")
         except MeshError as error:
+            if not isinstance(error, RequestError):
+                log.warning("%s", error)
             failed = failure_of_request(error)
             await send_error(send, failed.status, failed.body(), failure_headers(failed))
         except Exception:
@@ -130,49 +167,54 @@ class Api:
         finally:
             self._open -= 1
 
-    async def _only(
-        self,
-        allowed: str,
-        method: str,
-        send: Send,
-        handle: Callable[[Scope, Receive, Send], Awaitable[None]],
-        scope: Scope,
-        receive: Receive,
-    ) -> None:
-        if method == allowed:
-            await handle(scope, receive, send)
-            return
-        path = scope["path"]
-        failed = Failed(405, "invalid_request_error", "method_not_allowed", f"{path} takes {allowed}, not {method}.")
-        await send_error(send, 405, failed.body(), [(b"allow", allowed.encode()), *failure_headers(failed)])
-
     # -- reading ---------------------------------------------------------------------------------------------------
 
-    async def _read(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path: str = scope["path"]
-        if path == "/health":
+    async def _page(self, scope: Scope, send: Send) -> None:
+        """A page to read, or what else a method asks of it."""
+        free = scope["path"] in routes.FREE
+        caller = ANYBODY if free else self._tenancy.caller(headers_of(scope))
+        route, method = routes.route_of(scope["path"]), scope["method"]
+        allow = header("allow", route.allow)
+        if method == "OPTIONS":
+            await send_bytes(send, 200, b"", [allow])
+        elif method not in route.methods:
+            failed = wrong_method(route.page, route.methods, method)
+            await send_error(send, failed.status, failed.body(), [allow, *failure_headers(failed)])
+        else:
+            sending = send if method == "GET" else without_body(send)
+            await self._read(route, scope["query_string"], sending, caller)
+
+    async def _read(self, route: routes.Route, query: bytes, send: Send, caller: Caller) -> None:
+        if route.page == routes.HEALTH:
             await send_json(send, 200, {"status": "ok"})
-        elif path == "/ready":
+        elif route.page == routes.READY:
             problems = await self._readiness.problems()
-            await send_json(send, 503 if problems else 200, {"ready": not problems, "problems": problems})
-        elif path == "/metrics":
+            about = {"warnings": self._readiness.warnings(), "graphs": self._readiness.graphs()}
+            await send_json(send, 503 if problems else 200, {"ready": not problems, "problems": problems, **about})
+        elif route.page == routes.METRICS:
+            must_operate(caller)
             body = await asyncio.to_thread(self._metrics.render)
             await send_bytes(send, 200, body, [(b"content-type", CONTENT_TYPE.encode())])
-        elif path == "/v1/models":
-            await send_json(send, 200, {"object": "list", "data": [self._model(name) for name in self._models.names()]})
-        elif path.startswith("/v1/models/"):
-            name = path.removeprefix("/v1/models/")
-            self._models.find(name)
-            await send_json(send, 200, self._model(name))
-        elif path == "/mesh/traversals":
-            await send_json(send, 200, await self._pages.page(scope["query_string"]))
-        elif path.startswith("/mesh/traversals/"):
-            await send_json(send, 200, await self._pages.one(path.removeprefix("/mesh/traversals/")))
         else:
-            raise RequestError(f"No page {path!r}. POST /v1/chat/completions answers requests.", None, "not_found")
+            await send_json(send, 200, await self._data(route, query, caller))
 
-    def _model(self, name: str) -> dict[str, Any]:
-        mesh = self._models.find(name)
+    async def _data(self, route: routes.Route, query: bytes, caller: Caller) -> dict[str, Any]:
+        """What a page of JSON shows to this caller."""
+        tenant = caller.tenant
+        if route.page == routes.MODELS:
+            return {"object": "list", "data": [self._model(name, tenant) for name in self._models.names(tenant)]}
+        if route.page == routes.MODEL:
+            return self._model(route.name, tenant)
+        if route.page == routes.TRAVERSALS:
+            return await self._pages.page(query, caller)
+        if route.page == routes.TRAVERSAL:
+            return await self._pages.one(route.name, caller)
+        if route.page == routes.BUDGET:
+            return await self._budgets.page(query, caller)
+        return document(tuple(self._models.names(tenant)), self._max_body_bytes)
+
+    def _model(self, name: str, tenant: Tenant) -> dict[str, Any]:
+        mesh = self._models.find(name, tenant)
         about = {"graph": mesh.graph.name, "graph_version": mesh.graph.version, "description": mesh.graph.doc}
         return {"id": name, "object": "model", "created": 0, "owned_by": "model-mesh", "mesh": about}
 
@@ -180,37 +222,65 @@ class Api:
 
     async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
         first = next(iter(self._models.meshes.values()))
-        clock = first.door.clock
-        started_us = clock.now_us()
+        started_us = first.door.clock.now_us()
         headers = headers_of(scope)
+        caller = self._tenancy.caller(headers)
+        must_act(caller)
+        key = key_of(headers)
         if self._draining:
-            failed = Failed(
-                503, "service_unavailable", "draining", "This replica is stopping.", retry=True, retry_after_s=1
-            )
-            await send_error(send, 503, failed.body(), failure_headers(failed))
+            await send_error(send, DRAINING.status, DRAINING.body(), failure_headers(DRAINING))
             return
-        body = await read_body(receive, headers, self._max_body_bytes)
-        # A body of megabytes takes a tenth of a second or more to check: others go on meanwhile.
-        seed = first.new_seed()
-        call = parse_chat(body, seed) if len(body) <= INLINE_BYTES else await asyncio.to_thread(parse_chat, body, seed)
-        mesh = self._models.find(call.model)
+        body = await self._body(receive, headers)
+        call = await _of(parse_chat, body, first.new_seed())
+        mesh, detour = self._bypasses.over(self._models.find(call.model, caller.tenant))
+        check_tiers(call.request.hints, caller.tenant.of(mesh.door.catalogue.tiers))
+        call, left_out = as_tenant(call, caller.tenant)
+        meta = _meta(call, headers, (*ignored_hints(call, mesh.hints), *left_out), caller, self._tenancy)
+        meta = meta if detour is None else replace(meta, detour=detour)
         request_id = mesh.new_id()
-        created = int(clock.wall().timestamp())
-        stream = EventStream(send, request_id, call.model, created, include_usage=call.include_usage)
-        meta = _meta(call, headers, mesh.hints)
+
+        async def run(sending: Send) -> Traversal | None:
+            async with self._tenancy.admitted(caller.tenant, request_id):
+                return await self._walk(sending, mesh, call, request_id, meta, started_us)
+
+        if key is None:
+            with _watching(receive):
+                await run(send)
+        else:
+            asked = Asked(
+                tenant=caller.tenant.name,
+                key=key,
+                fingerprint=await _of(fingerprint_of, body),
+                request_id=request_id,
+                user=meta.user,
+            )
+            await self._idempotency.once(asked, send, run)
+
+    async def _body(self, receive: Receive, headers: Mapping[str, str]) -> bytes:
+        body = await read_body(receive, headers, self._max_body_bytes, self._body_timeout_s)
+        must_be_json(headers)
+        return body
+
+    async def _walk(
+        self, send: Send, mesh: Mesh, call: ChatCall, request_id: str, meta: Meta, started_us: int
+    ) -> Traversal | None:
+        """Answer a request. Returns its record, unless the engine failed in the middle of a stream."""
+        created = int(mesh.door.clock.wall().timestamp())
+        bypassed = bypass_headers(None if meta.detour is None else meta.detour.bypass.tier)
+        stream = EventStream(send, request_id, call.model, created, include_usage=call.include_usage, headers=bypassed)
         sink = stream.deliver if call.stream else None
-        with _watching(receive):
-            try:
-                finished = await mesh.traverse(
-                    call.request, started_us=started_us, request_id=request_id, meta=meta, sink=sink
-                )
-            except Exception:
-                if not stream.started:
-                    raise
-                log.exception("request %s failed in the engine, in the middle of its stream", request_id)
-                await stream.fail(INTERNAL)
-                return
-            await self._reply(send, mesh, finished, stream if call.stream else None, started_us, created)
+        try:
+            finished = await mesh.traverse(
+                call.request, started_us=started_us, request_id=request_id, meta=meta, sink=sink
+            )
+        except Exception:
+            if not stream.started:
+                raise
+            log.exception("request %s failed in the engine, in the middle of its stream", request_id)
+            await stream.fail(INTERNAL)
+            return None
+        await self._reply(send, mesh, finished, stream if call.stream else None, started_us, created)
+        return finished.traversal
 
     async def _reply(
         self, send: Send, mesh: Mesh, finished: Finished, stream: EventStream | None, started_us: int, created: int
@@ -232,6 +302,16 @@ class Api:
             self._keep(finished.written(started_us, clock.now_us()))
 
 
+async def _of(work: Callable[..., T], body: bytes, *further: Any) -> T:
+    """What comes of a body. One of megabytes takes 0.1 s or more: others go on meanwhile."""
+    return work(body, *further) if len(body) <= INLINE_BYTES else await asyncio.to_thread(work, body, *further)
+
+
+def _unbooked(meshes: Iterable[Mesh]) -> int:
+    """Over all doors: graphs may share one."""
+    return sum(tiers.unbooked for tiers in {id(mesh.door.tiers): mesh.door.tiers for mesh in meshes}.values())
+
+
 async def _fail(send: Send, failed: Failed, stream: EventStream | None, headers: list[tuple[bytes, bytes]]) -> None:
     """An error reply; once a stream has begun, an error event."""
     if stream is not None and stream.started:
@@ -240,17 +320,32 @@ async def _fail(send: Send, failed: Failed, stream: EventStream | None, headers:
     await send_error(send, failed.status, failed.body(), [*headers, *failure_headers(failed)])
 
 
-def _meta(call: ChatCall, headers: Mapping[str, str], read: frozenset[str]) -> Meta:
-    """What the headers say of a request. The client's own id is kept, never used as ours."""
+def _meta(
+    call: ChatCall, headers: Mapping[str, str], ignored: Sequence[Mapping[str, Any]], caller: Caller, tenancy: Tenancy
+) -> Meta:
+    """What the headers say of a request, and who pays. The client's own id is kept, never used as ours."""
+    client_id, retries, parent = said_of_itself(headers)
+    return Meta(
+        client_request_id=client_id,
+        payer=caller.payer,
+        at_us=tenancy.now_us(),
+        steps_limited=tenancy.steps_limited,
+        user=_printable(call.user) if call.user else None,
+        client_retry=retries,
+        ignored_hints=ignored,
+        traceparent=parent,
+    )
+
+
+def said_of_itself(headers: Mapping[str, str]) -> tuple[str | None, int, str | None]:
+    """The client's own id, how often it has tried, and its trace; what cannot be read counts as not said."""
     client_id = None if "x-mesh-minted-id" in headers else headers.get("x-request-id")
     retries = headers.get("x-stainless-retry-count", "0")
     parent = headers.get("traceparent", "")
-    return Meta(
-        client_request_id=_printable(client_id) if client_id else None,
-        user=_printable(call.user) if call.user else None,
-        client_retry=int(retries) if retries.isascii() and retries.isdigit() and len(retries) < 4 else 0,
-        ignored_hints=ignored_hints(call, read),
-        traceparent=parent if TRACEPARENT.fullmatch(parent) else None,
+    return (
+        _printable(client_id) if client_id else None,
+        int(retries) if retries.isascii() and retries.isdigit() and len(retries) < 4 else 0,
+        parent if TRACEPARENT.fullmatch(parent) else None,
     )
 
 

@@ -10,11 +10,13 @@ from typing import Any
 
 from ray.serve import Application
 
+from mesh.config import load_config
 from mesh.deploy import MeshArgs, absolute_paths, graph_at
 from mesh.errors import ConfigError
 from mesh.serve import local
 from mesh.serve.board import Board
 from mesh.serve.flags import port_is_free
+from mesh.serve.nodes import must_be_shared
 from mesh.serve.placed import PlacedTier, bound
 from mesh.serve.replica import IngressDeployment
 from mesh.serve.watch import Watch, Watched, say
@@ -30,6 +32,7 @@ def application(paths: Sequence[str], args: MeshArgs) -> Application:
     own = run is not None and not local.joins_a_cluster(run)
     settings = _settings(paths, args)
     placed = _preflight(settings)
+    must_be_shared(settings["store_url"], args.cpus)
     if run is not None and own:
         _check_address(args)
     board = Board(local.private_folder() if own else Path(settings["store"]) / "start")
@@ -47,6 +50,7 @@ def application(paths: Sequence[str], args: MeshArgs) -> Application:
 def _settings(paths: Sequence[str], args: MeshArgs) -> dict[str, Any]:
     """What an ingress replica is told: plain data that survives JSON."""
     config, store = absolute_paths(args)
+    loaded = load_config(config, {})
     names = [graph_at(path).name for path in paths]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -56,9 +60,13 @@ def _settings(paths: Sequence[str], args: MeshArgs) -> dict[str, Any]:
         "models": names,
         "config": config,
         "store": store,
+        "store_url": loaded.store.url,
+        "policies": str(loaded.policies),
         "host": args.host,
         "port": args.port,
         "replicas": args.replicas,
+        "cpus": args.cpus,
+        "form": args.form,
         "ingress": args.ingress,
     }
 
@@ -75,7 +83,11 @@ def _preflight(settings: dict[str, Any]) -> list[PlacedTier]:
         raise ConfigError("ingress", f"{settings['ingress']} is not a function.", "Give module:function.")
     json.dumps(settings)  # what a replica is told must be plain data
     check = getattr(module, "preflight", None)
-    return list(check(dict(settings))) if check is not None else []
+    if check is not None:
+        return list(check(dict(settings)))
+    for path in settings["graphs"]:
+        graph_at(path).build()
+    return []
 
 
 def _check_address(args: MeshArgs) -> None:

@@ -6,11 +6,14 @@ with it. Ours is a shell script that edits the file and becomes HAProxy. What it
 - statistics and metrics listen on loopback instead of on all interfaces;
 - `x-request-timeout-seconds` and `x-request-disconnect-disabled` are taken off requests: by the first a client gets
   Serve's own 408, by the second its work goes on after it has left, and is paid for;
+- headers that Serve reads as UTF-8 are taken off where they are not printable ASCII: it answers 500 to them; and its
+  way to ask for a replica by a model's name is none of a client's business;
 - a request without an id of its client's gets one by the template; it is marked, so that nobody takes it for theirs;
 - the admin socket belongs to its owner instead of to every user of the machine;
 - `option splice-request` is taken out: with it HAProxy 2.8 no longer reads from a client whose body came apart from its
   head, as most HTTP libraries send it, and so overlooks its leaving in spite of `option abortonclose`;
-- errors get a body in OpenAI's shape instead of plain text; while we start or drain, requests get 503 instead of 404;
+- errors, also those about bad HTTP, get a body in OpenAI's shape instead of plain text; while we start or drain,
+  requests get 503 instead of 404 (what is no HTTP at all still gets HAProxy's own page);
 - HAProxy ends with the process that started it;
 - on a Ray of our own, HAProxy alone listens on the address that was asked for, and the replicas stay on loopback.
 
@@ -49,15 +52,22 @@ $1 == "bind" && section == "frontend http_frontend" {
   print "    http-request del-header x-request-timeout-seconds"
   print "    http-request del-header x-request-disconnect-disabled"
   print "    http-request del-header x-mesh-minted-id"
+  print "    http-request del-header serve_multiplexed_model_id"
+  print "    http-request del-header serve-multiplexed-model-id"
+  count = split("x-request-id x-session-id traceparent tracestate", names, " ")
+  for (at = 1; at <= count; at++)
+    print "    http-request del-header " names[at] " if { req.fhdr(" names[at] ") -m reg [^[:print:]] }"
   print "    http-request set-header x-mesh-minted-id 1 if !{ req.hdr(x-request-id) -m found }"
   if (only) print "    http-response return " away " if { status 404 } { res.hdr(content-type) -m beg text/plain }"
   stripped++; next
 }
 $1 == "stats" && $2 == "socket" { owned += sub(/ mode 666 /, " mode 600 ") }
 $1 == "option" && $2 ~ /^splice-(request|auto)$/ { next }
-$1 == "errorfile" && $2 ~ /^50[234]$/ { $0 = "    errorfile " $2 " \"" pages "/" $2 ".http\"" }
+$1 == "errorfile" && $2 == 502 { print page(400); print page(408) }
+$1 == "errorfile" && $2 ~ /^50[234]$/ { $0 = page($2) }
 only && section == "backend default_backend" && /return status 404/ { print "    http-request return " away; next }
 { print }
+function page(status) { return "    errorfile " status " \"" pages "/" status ".http\"" }
 function port(address) { return substr(address, match(address, /:[0-9]+$/) + 1) }
 END {
   if (closed != 2) print "the statistics and metrics ports" > "/dev/stderr"
@@ -88,10 +98,13 @@ exec {binary} "$@"
 """
 
 _PAGES: Final = {
+    400: ("Bad Request", "This is not HTTP that can be read: a header or the body's length is wrong. Correct it."),
+    408: ("Request Timeout", "The head of the request did not come in time. Send it faster."),
     502: ("Bad Gateway", "The replica that had this request went away. It may have run; nothing was sent again."),
     503: ("Service Unavailable", "No replica can take requests now. Try again in a second."),
     504: ("Gateway Timeout", "The replica that has this request did not answer in time. It may have run."),
 }
+_OF_THE_CLIENT: Final = {400: "invalid_request", 408: "body_timeout"}
 
 
 def write_wrapper(folder: Path) -> Path:
@@ -125,7 +138,8 @@ def write_wrapper(folder: Path) -> Path:
 
 def _write_page(folder: Path, status: int, phrase: str, message: str) -> None:
     """The error as a whole HTTP response (`errorfile`), and its body alone (`return`)."""
-    error = {"message": message, "type": "server_error", "param": None, "code": "unavailable"}
+    kind = "invalid_request_error" if status in _OF_THE_CLIENT else "server_error"
+    error = {"message": message, "type": kind, "param": None, "code": _OF_THE_CLIENT.get(status, "unavailable")}
     body = json.dumps({"error": error})
     # What may have run may have been paid for: an OpenAI client must not send that again by itself.
     advice = "retry-after: 1" if status == 503 else "x-should-retry: false"

@@ -2,43 +2,53 @@
 
 import asyncio
 import gc
+import importlib
 import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from budgets.memory import MemoryLedger
+from budgets.address import ledger_url
+from budgets.beside import open_beside
+from budgets.open import open_ledger
+from budgets.sweeper import sweep_forever
 from mesh.catalogue import ModelSpec
 from mesh.clock import SystemClock
 from mesh.config import Config, load_config
 from mesh.deploy import graph_at
-from mesh.engine import Mesh
-from mesh.errors import ConfigError, nearest
+from mesh.engine import Form, Mesh
+from mesh.errors import ConfigError
+from mesh.gate import gate
 from mesh.graph import BuiltGraph
 from mesh.metrics import Metrics
-from mesh.pinned import pinned
 from mesh.providers.engine import PlacedEngines
 from mesh.providers.gguf import settings_of
-from mesh.providers.registry import providers_for
+from mesh.providers.registry import HTTP, providers_for
 from mesh.providers.security import check_endpoint
 from mesh.run import Door
 from mesh.serve.api import Api, Models
+from mesh.serve.budget_watch import BudgetWatch
+from mesh.serve.budgets import BudgetPages
+from mesh.serve.bypasses import Bypasses
+from mesh.serve.declared import check_tenants, declared
 from mesh.serve.flags import flags_in_effect
+from mesh.serve.idempotency import Idempotency
 from mesh.serve.placed import PlacedTier
+from mesh.serve.policies import check_policies, show, watched
 from mesh.serve.readiness import Readiness
 from mesh.serve.sockets import is_loopback
+from mesh.serve.tenancy import Tenancy
 from mesh.serve.traversals import TraversalPages
+from mesh.serve.webhook import webhook_of
+from mesh.store.contents import sweep_forever as sweep_contents
+from mesh.store.open import open_contents, open_traversals
 from mesh.store.protocol import Retention
-from mesh.store.sqlite import SqliteStore
 from mesh.store.writer import TraversalWriter
 from mesh.telemetry import from_environment
 from mesh.tiers import OwnCounters
-from mesh.vocabulary import Ended
-from nodes.model import Model
-from nodes.respond import Respond
-
-REFUSAL: Final = "This request may not be sent to the tier that you pinned; send it to the graph without a tier."
+from mesh.units import US_PER_S
+from mesh.vocabulary import Kind
 
 
 def preflight(settings: Mapping[str, Any]) -> Sequence[PlacedTier]:
@@ -48,40 +58,46 @@ def preflight(settings: Mapping[str, Any]) -> Sequence[PlacedTier]:
         MeshError: the configuration, a graph or a model file cannot be used.
     """
     config = load_config(settings["config"], os.environ)
-    graphs = [graph_at(path).build() for path in settings["graphs"]]
-    config.check_graphs([graph.name for graph in graphs])
+    found = [graph_at(path) for path in settings["graphs"]]
+    config.check_graphs([graph.name for graph in found])
     if config.keep_content:
         remedy = "Leave it out: nothing is kept but what `docs/ARCHITECTURE.md` says."
         raise ConfigError(f"{config.source}: traces.content", "this version cannot keep content.", remedy)
+    gate(found, config.catalogue)
+    graphs = [graph.build() for graph in found]
     for graph in graphs:
-        _check_tiers(graph, config)
+        _check_form(graph, Form(settings.get("form", Form.STAGED)))
+    check_policies(settings, config, graphs)
     for spec in config.catalogue.tiers.values():
-        if spec.provider == "openai":
+        if spec.provider in HTTP:
             _check_endpoints(spec)
-    if not is_loopback(str(settings["host"])):
-        remedy = "Listen on 127.0.0.1, behind a proxy that asks for keys."
-        raise ConfigError(
-            "host", f"{settings['host']} can be reached from outside, and no keys are configured.", remedy
-        )
+    _check_chat_models(config)
+    check_tenants(settings, config)
+    webhook_of(config.alerts, os.environ, SystemClock())
     return [
         _placed(config, tier) for tier in sorted({t for graph in graphs for t in graph.tiers()}) if _local(config, tier)
     ]
 
 
-def _check_tiers(graph: BuiltGraph, config: Config) -> None:
-    """A tier that the catalogue lacks is a fault, unless its node says that it is optional."""
-    known = config.catalogue.tiers
-    for name, node in graph.nodes.items():
-        for tier in node.tiers:
-            if tier not in known and tier not in node.optional_tiers:
-                problem = f"node {name!r} calls tier {tier!r}, which the catalogue lacks.{nearest(tier, known)}"
-                raise ConfigError(f"graph {graph.name}", problem, f"Add [tiers.{tier}] to mesh.toml.")
+def _check_form(graph: BuiltGraph, form: Form) -> None:
+    """A traversal that waits for a person is kept by LangGraph, so a graph with a human node cannot run bare."""
+    waiting = [name for name, node in graph.nodes.items() if node.kind is Kind.HUMAN]
+    if form is Form.BARE and waiting:
+        problem = f"graph {graph.name!r} waits for a person at {', '.join(waiting)}, which needs LangGraph."
+        raise ConfigError("form", problem, "Leave form=bare out.")
 
 
 def _check_endpoints(spec: ModelSpec) -> None:
     for endpoint in spec.endpoints:
         if (problem := check_endpoint(endpoint)) is not None:
             raise ConfigError(f"tier {spec.name}", f"endpoint {endpoint.name}: {problem}")
+
+
+def _check_chat_models(config: Config) -> None:
+    """Make LangChain's models here too, where a fault is a clear error, and look at them."""
+    if any(spec.provider == "langchain" for spec in config.catalogue.tiers.values()):
+        langchain = importlib.import_module("mesh.providers.langchain")  # only where a tier asks for it
+        langchain.preflight(config.catalogue)
 
 
 def _local(config: Config, tier: str) -> bool:
@@ -103,29 +119,65 @@ def _placed(config: Config, tier: str) -> PlacedTier:
 
 
 def ingress_from(settings: Mapping[str, Any]) -> Api:
-    """The API of one replica, ready to be started. `settings["engines"]` maps local tiers to where they run."""
+    """The API of one replica, ready to be started. `settings["engines"]` maps local tiers to where they run.
+
+    Raises:
+        MeshError: as `preflight`; the graphs are proved anew, with the catalogue as this replica has loaded it.
+    """
     config = load_config(settings["config"], os.environ)
+    served, reports = gate([graph_at(path) for path in settings["graphs"]], config.catalogue)
     clock = SystemClock()
     engines = PlacedEngines(settings["engines"])
     providers = providers_for(config.catalogue, clock, engines)
-    door = Door(config.catalogue, providers, MemoryLedger(), clock, OwnCounters())
-    store = SqliteStore(Path(settings["store"]))
+    replica = f"{platform.node()}-{os.getpid()}"
+    books = config.store.url or ledger_url(Path(settings["store"]))
+    ledger = open_ledger(books, owner=replica)
+    loopback = is_loopback(str(settings["host"]))
+    tenancy = Tenancy(ledger, clock, loopback=loopback, session=config.session, workflow=config.workflow)
+    sender = webhook_of(config.alerts, os.environ, clock)
+    watch = BudgetWatch(
+        ledger, open_beside(books), tenancy.now_us, sender=sender, fast_burn_percent=config.alerts.fast_burn_percent
+    )
+    door = Door(config.catalogue, providers, ledger, clock, OwnCounters(), watch.gauges, watch.throttle)
+    store = open_traversals(config.store.url, Path(settings["store"]))
+    contents = open_contents(config.store.url, Path(settings["store"]))
+    keep_us = config.http.idempotency_hours * 3_600 * US_PER_S
     spans = from_environment(config.catalogue)
     observers = [spans.export] if spans is not None else []
     writer = TraversalWriter(store, keep=_retention(config), observers=observers, clock=clock)
-    graphs = [graph_at(path).build() for path in settings["graphs"]]
-    meshes = {graph.name: Mesh(graph, door=door, record=writer.put) for graph in _with_pinned(graphs, config)}
+    graphs = [graph for graph in served if "/" not in graph.name]
+    form = Form(settings.get("form", Form.STAGED))
+    meshes = {graph.name: Mesh(graph, door=door, form=form, record=writer.put) for graph in served}
+    policies = watched(settings, config, graphs, meshes)
+    bypasses = Bypasses(ledger, meshes, clock, replica=replica)
+    metrics = Metrics(store, writer, replica=replica)
+    sweeping: list[asyncio.Task[None]] = []
+    show(policies, metrics)
+    bypasses.show(metrics)
+    watch.alerting.show(metrics)
 
     async def begin() -> None:
+        await declared(ledger, config, os.environ)
+        await tenancy.refresh()
         for mesh in meshes.values():
             await asyncio.to_thread(mesh.warm)
+        policies.start()
+        await watch.start()
+        sweeping.append(asyncio.create_task(sweep_forever(ledger)))
+        sweeping.append(asyncio.create_task(sweep_contents(contents)))
         _settle_garbage()
 
     async def end() -> None:
+        await asyncio.to_thread(policies.close)
         for provider in providers.values():
             await provider.close()
+        for task in sweeping:
+            task.cancel()
+        await watch.stop()
+        await ledger.close()
         await asyncio.to_thread(writer.close)
         store.close()
+        contents.close()
         if spans is not None:
             await asyncio.to_thread(spans.close)
 
@@ -133,16 +185,26 @@ def ingress_from(settings: Mapping[str, Any]) -> Api:
         Models(meshes, config.aliases, config.default_graph or graphs[0].name),
         keep=writer.put,
         pages=TraversalPages(store),
-        metrics=Metrics(store, writer, replica=f"{platform.node()}-{os.getpid()}"),
-        readiness=Readiness(meshes, [flags_in_effect, lambda: [writer.problem] if writer.problem else []]),
+        budgets=BudgetPages(ledger, tenancy),
+        tenancy=tenancy,
+        idempotency=Idempotency(contents, ledger, keep_us=keep_us),
+        metrics=metrics,
+        readiness=Readiness(
+            meshes,
+            [
+                flags_in_effect,
+                lambda: [writer.problem] if writer.problem else [],
+                lambda: [f"ledger: {ledger.problem}"] if ledger.problem else [],
+            ],
+            [lambda: list(policies.rejected.values()), bypasses.warnings, watch.alerting.warnings],
+            reports,
+        ),
         max_body_bytes=config.http.max_body_bytes,
+        body_timeout_s=float(config.http.body_timeout_s),
+        bypasses=bypasses,
         begin=begin,
         end=end,
     )
-
-
-def _refusal() -> Respond:
-    return Respond(REFUSAL, ends=Ended.REFUSED)
 
 
 def _settle_garbage() -> None:
@@ -150,15 +212,6 @@ def _settle_garbage() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
-
-
-def _with_pinned(graphs: Sequence[BuiltGraph], config: Config) -> list[BuiltGraph]:
-    """The graphs, and for each tier of theirs that is configured the derived graph that pins it."""
-    found = list(graphs)
-    for graph in graphs:
-        configured = [tier for tier in graph.tiers() if tier in config.catalogue.tiers]
-        found += [pinned(graph, tier, config.catalogue, Model, _refusal) for tier in configured]
-    return found
 
 
 def _retention(config: Config) -> Retention:

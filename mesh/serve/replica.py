@@ -17,6 +17,7 @@ from ray.serve.handle import DeploymentHandle
 
 from mesh.serve.board import Board
 from mesh.serve.flags import event_loop, flags_in_effect
+from mesh.serve.nodes import must_be_shared
 from mesh.serve.placed import HandleEngine, named
 from mesh.serve.sockets import is_loopback
 
@@ -126,6 +127,8 @@ class IngressReplica:
             raise
 
     async def _started(self) -> Shell:
+        # nodes may have come since the application was built
+        await asyncio.to_thread(must_be_shared, self._settings["store_url"], float(self._settings["cpus"]))
         host = await asyncio.wait_for(_widest_host(str(self._settings["host"])), timeout=30)
         engines = {tier: HandleEngine(handle) for tier, handle in self._tiers.items()}
         make = named(str(self._settings["ingress"]))

@@ -1,10 +1,11 @@
 """Replies in OpenAI's shape, whole or streamed, with the mesh's own totals beside them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mesh.engine.mesh import Finished
 from mesh.prices import Usage
+from mesh.providers.protocol import LOGPROBS
 from mesh.serve.http import SSE_HEADERS, Send, event_bytes, header
 from mesh.serve.status import Failed
 from mesh.state import Answer
@@ -88,36 +89,59 @@ def reply_headers(traversal: Traversal, started_us: int, now_us: int) -> list[tu
         header("x-mesh-because", traversal.because),
         header("x-mesh-cost-nusd", traversal.cost_nusd),
         header("x-mesh-outcome", traversal.outcome),
+        *bypass_headers(traversal.bypass),
         header("x-mesh-overhead-us", max(0, now_us - started_us - paid_us)),
         header("server-timing", timing),
     ]
+
+
+def bypass_headers(tier: str | None) -> list[tuple[bytes, bytes]]:
+    """Says that the graph's kill switch is on, and the tier that it leads to."""
+    return [] if tier is None else [header("x-mesh-bypass", tier)]
 
 
 def failure_headers(failed: Failed) -> list[tuple[bytes, bytes]]:
     headers = [header("x-should-retry", "true" if failed.retry else "false")]
     if failed.retry_after_s is not None:
         headers.append(header("retry-after", failed.retry_after_s))
+    headers += [header(name, value) for name, value in failed.headers]
     return headers
 
 
 class EventStream:
     """One streamed reply. Headers go out with the first event, so an early failure can still have its own status."""
 
-    def __init__(self, send: Send, request_id: str, model: str, created: int, *, include_usage: bool) -> None:
+    def __init__(
+        self,
+        send: Send,
+        request_id: str,
+        model: str,
+        created: int,
+        *,
+        include_usage: bool,
+        headers: Iterable[tuple[bytes, bytes]] = (),
+    ) -> None:
         self._send = send
+        self._headers = [*SSE_HEADERS, header("x-mesh-request-id", request_id), *headers]
         self._id = request_id
         self._model = model
         self._created = created
         self._include_usage = include_usage
         self.started = False
         self._said = False
+        self._logprobs_sent = False
 
     async def deliver(self, delta: Mapping[str, Any]) -> None:
         """Hand one delta on as it comes; the first carries the role."""
         if not self._said:
             delta = {"role": "assistant", **delta}
             self._said = True
-        await self._event(self._chunk(delta, None))
+        chunk = self._chunk(delta, None)
+        if LOGPROBS in delta:
+            choice = chunk["choices"][0]
+            choice["logprobs"] = choice["delta"].pop(LOGPROBS)
+            self._logprobs_sent = True
+        await self._event(chunk)
 
     async def finish(self, finished: Finished, answer: Answer) -> None:
         """The held text if nothing has gone out yet, then the finish reason, usage, and the end mark."""
@@ -127,9 +151,12 @@ class EventStream:
             held = {key: value for key, value in answer.message.items() if key != "role" and value is not None}
             if calls := held.get("tool_calls"):
                 held["tool_calls"] = [{"index": index, **call} for index, call in enumerate(calls)]
-            await self.deliver(held)
+            await self.deliver({**held, LOGPROBS: answer.logprobs} if answer.logprobs else held)
         last = self._chunk({}, finish_reason(traversal, answer))
-        last["choices"][0]["logprobs"] = answer.logprobs  # of all tokens at once: clients add up what chunks bring
+        if (
+            not self._logprobs_sent
+        ):  # a tier that tells them only with the whole reply: clients add up what chunks bring
+            last["choices"][0]["logprobs"] = answer.logprobs
         totals = {"mesh": mesh_body(traversal)}
         if not self._include_usage:
             last.update(totals)
@@ -159,8 +186,7 @@ class EventStream:
     async def _event(self, data: Any) -> None:
         if not self.started:
             self.started = True
-            headers = [*SSE_HEADERS, header("x-mesh-request-id", self._id)]
-            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+            await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
         await self._send({"type": "http.response.body", "body": event_bytes(data), "more_body": True})
 
     async def _end(self) -> None:

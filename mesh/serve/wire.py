@@ -5,15 +5,17 @@ Nothing runs before a request has passed here, so each of these errors means: no
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Any, Final
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from mesh.errors import RequestError, nearest
+from mesh.serve.explain import explained
+from mesh.serve.fields import ChatFields, HintFields
 from mesh.state import NO_HINTS, Hints, Request, request_of
 from mesh.units import nusd
 from mesh.vocabulary import Priority, Privacy, Risk
@@ -22,92 +24,12 @@ KEY = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"(\s*:)?')
 COLON_BEHIND_SPACE = (b" :", b"\t:", b"\n:", b"\r:")
 DOOR_HINTS = frozenset({"latency_ms", "max_cost_usd", "privacy", "region", "allow", "deny"})
 KEPT_HINTS = frozenset({"session", "workflow", "task", "tags", "retry_of"})  # what a record says of its request
-MAX_SEED = 2**63 - 1
-MAX_AMOUNT = 64
 MAX_DEPTH = 200  # orjson writes 254 levels, and a request is written with more around it
-SHOWN = 64  # characters of a name, and names, that an error quotes or looks through
+SHOWN = 64  # characters of a name that an error quotes
 OWN_FIELDS = frozenset({"model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "mesh"})
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow")
-
-
-class _Function(_Strict):
-    name: str
-    arguments: str
-
-
-class _ToolCall(_Strict):
-    id: str
-    type: str
-    function: _Function | None = None
-
-
-class _Message(_Strict):
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[dict[str, Any]] | None = None
-    name: str | None = None
-    tool_calls: list[_ToolCall] | None = None
-    tool_call_id: str | None = None
-
-
-class _StreamOptions(_Strict):
-    include_usage: bool | None = None
-
-
-_Tag = Annotated[str, Field(max_length=256)]
-_Tokens = Annotated[int, Field(ge=1, le=10_000_000)]
-
-
-class _Chat(_Strict):
-    """The known fields of a chat completion. Ranges are those of OpenAI's API."""
-
-    model: str = Field(min_length=1, max_length=256)
-    messages: list[_Message] = Field(min_length=1, fail_fast=True)
-    stream: bool | None = None
-    stream_options: _StreamOptions | None = None
-    max_tokens: _Tokens | None = None
-    max_completion_tokens: _Tokens | None = None
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, ge=0, le=1)
-    n: int | None = Field(None, ge=1, le=1)
-    stop: str | list[str] | None = None
-    seed: int | None = Field(None, ge=-MAX_SEED, le=MAX_SEED)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
-    tools: list[dict[str, Any]] | None = None
-    functions: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
-    response_format: dict[str, Any] | None = None
-    user: str | None = None
-    metadata: dict[str, Any] | None = None
-
-
-class _Hints(BaseModel):
-    """The `mesh` object of the body."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    priority: Literal["cheapest", "fastest", "best", "private", "reviewed"] = "cheapest"
-    latency_ms: int | None = Field(None, ge=1, le=86_400_000)
-    max_cost_usd: str | int | float | None = None
-    quality_floor: float | None = Field(None, ge=0, le=1)
-    risk: Literal["low", "medium", "high"] | None = None
-    privacy: Literal["local", "private", "public"] | None = None
-    region: str | None = Field(None, max_length=64)
-    task: str | None = Field(None, max_length=64)
-    session: str | None = Field(None, max_length=128)
-    workflow: str | None = Field(None, max_length=128)
-    escalate: bool = False
-    retry_of: str | None = Field(None, max_length=64)
-    when: Literal["now", "batch"] = "now"
-    allow: list[str] = Field(default_factory=list, max_length=64)
-    deny: list[str] = Field(default_factory=list, max_length=64)
-    tags: dict[_Tag, _Tag] = Field(default_factory=dict, max_length=32)
+NO_NUMBERS: Final = (b"NaN", b"Infinity", b"-Infinity")
+GZIP: Final = b"\x1f\x8b"
+REMEDY: Final = "Send a JSON object with 'model' and 'messages'."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,11 +52,11 @@ def parse_chat(body: bytes, draw_seed: int) -> ChatCall:
     """
     data = parse_json(body)
     if not isinstance(data, dict):
-        raise RequestError("The body must be a JSON object with 'model' and 'messages'.")
+        raise RequestError(f"The body is {_kind(data)}. {REMEDY}")
     try:
-        chat = _Chat.model_validate(data)
+        chat = ChatFields.model_validate(data)
     except ValidationError as error:
-        raise _explained(error, data, "") from error
+        raise explained(error, data, ChatFields) from error
     hints = parse_hints(data.get("mesh"))
     seed = draw_seed if chat.seed is None else chat.seed
     bounds = [n for n in (chat.max_tokens, chat.max_completion_tokens) if n is not None]
@@ -157,7 +79,7 @@ def parse_json(body: bytes) -> Any:
     try:
         data = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise RequestError(f"The body is not valid JSON: {_json_problem(error)}.") from error
+        raise RequestError(_json_problem(body, error)) from error
     if _written_keys(body, keys := _count_keys(data)) != keys:
         raise RequestError(_duplicate(body))
     return data
@@ -174,9 +96,45 @@ def _written_keys(body: bytes, kept: int) -> int:
     return sum(1 for match in KEY.finditer(body) if match[1])
 
 
-def _json_problem(error: orjson.JSONDecodeError) -> str:
-    """Where and what, without quoting the body."""
-    return f"{error.msg.split(':')[0]} at line {error.lineno} column {error.colno}"
+def _json_problem(body: bytes, error: orjson.JSONDecodeError) -> str:
+    """What is wrong, where, and what to do about it, without quoting the body."""
+    if not body.strip():
+        return f"The body is empty. {REMEDY}"
+    if body.startswith(GZIP):
+        return "The body is compressed (gzip). Send it as plain JSON."
+    try:
+        body.decode()
+    except UnicodeDecodeError as wrong:
+        remedy = "Send the body as UTF-8."
+        return f"The body is not valid JSON: byte {wrong.start + 1} of {len(body)} is not UTF-8. {remedy}"
+    where = f"line {error.lineno} column {error.colno}"
+    if error.doc[error.pos :].lstrip("-,:[ \t\r\n").startswith(("NaN", "Infinity")):
+        return f"The body is not valid JSON: NaN and Infinity are no JSON numbers, at {where}. Send a number or null."
+    what = error.msg.split(":")[0]
+    what = SAYINGS.get(what, what)
+    return f"The body is not valid JSON: {what}, at {where}. Correct it there."
+
+
+SAYINGS: Final[Mapping[str, str]] = {
+    "unexpected character, expected a JSON value": "a value was expected",
+    "unexpected end of data": "it ends too early",
+    "unexpected content after document": "something follows the JSON object",
+    "UTF-8 byte order mark (BOM) is not supported": "it begins with a byte order mark, which JSON must not have",
+    "no low surrogate in string": "a lone surrogate (half of a character, like \\ud83d) is no text",
+    "invalid high surrogate in string": "a lone surrogate (half of a character, like \\ude00) is no text",
+    "number is infinity when parsed as double": "a number is larger than any computer keeps",
+    "depth limit exceeded": f"it is nested deeper than {MAX_DEPTH} levels",
+}
+"""What orjson says where a client would not understand it."""
+
+
+def _kind(data: Any) -> str:
+    if data is None:
+        return "null"
+    if isinstance(data, bool):
+        return str(data).lower()
+    kinds = ((str, "a text"), (int | float, "a number"), (list, "a list"))
+    return next(said for kind, said in kinds if isinstance(data, kind))
 
 
 def _count_keys(data: Any) -> int:
@@ -189,7 +147,7 @@ def _count_keys(data: Any) -> int:
     level = [data]
     while level:
         if depth > MAX_DEPTH:
-            raise RequestError(f"The body is nested deeper than {MAX_DEPTH} levels; flatten it.")
+            raise RequestError(f"The body is nested deeper than {MAX_DEPTH} levels. Flatten it.")
         below: list[Any] = []
         for item in level:
             if isinstance(item, dict):
@@ -214,8 +172,8 @@ def _duplicate(body: bytes) -> str:
         return dict(items)
 
     json.loads(body, object_pairs_hook=pairs)
-    name = repeated[0][:64] if repeated else "?"
-    return f"The key {name!r} stands twice in one JSON object; send each key once."
+    name = repeated[0][:SHOWN] if repeated else "?"
+    return f"The key {name!r} stands twice in one JSON object. Send each key once."
 
 
 def parse_hints(value: Any) -> Hints:
@@ -223,15 +181,15 @@ def parse_hints(value: Any) -> Hints:
     if value is None:
         return NO_HINTS
     if not isinstance(value, dict):
-        raise RequestError("'mesh' must be an object of hints.", "mesh")
-    unknown = [key for key in value if key not in _Hints.model_fields]
+        raise RequestError(f'\'mesh\' is {_kind(value)}; give an object of hints, like {{"priority": "best"}}.', "mesh")
+    unknown = [key for key in value if key not in HintFields.model_fields]
     if unknown:
         name = unknown[0][:SHOWN]
-        raise RequestError(f"No hint {name!r}.{nearest(name, _Hints.model_fields)}", f"mesh.{name}")
+        raise RequestError(f"No hint {name!r} in 'mesh'.{nearest(name, HintFields.model_fields)}", f"mesh.{name}")
     try:
-        hints = _Hints.model_validate(value)
+        hints = HintFields.model_validate(value)
     except ValidationError as error:
-        raise _explained(error, value, "mesh.") from error
+        raise explained(error, value, HintFields, "mesh.") from error
     return Hints(
         priority=Priority(hints.priority),
         latency_ms=hints.latency_ms,
@@ -256,12 +214,22 @@ def _max_cost_nusd(value: str | float | None) -> int | None:
     """Dollars as text or number; a number is read as its shortest decimal form."""
     if value is None:
         return None
-    if isinstance(value, str) and len(value) > MAX_AMOUNT:
-        raise RequestError(f"mesh.max_cost_usd: an amount has at most {MAX_AMOUNT} characters.", "mesh.max_cost_usd")
-    try:
-        return nusd(Decimal(str(value)) if isinstance(value, float) else value)
-    except ValueError as error:
-        raise RequestError(f"mesh.max_cost_usd: {error}", "mesh.max_cost_usd") from error
+    return nusd(Decimal(str(value)) if isinstance(value, float) else value)
+
+
+def check_tiers(hints: Hints, known: Collection[str]) -> None:
+    """A tier that is not there could not be allowed; and who misspells one to deny must hear of it.
+
+    Raises:
+        RequestError: names the hint, and the nearest tier.
+    """
+    for hint, tiers in (("allow", hints.allow), ("deny", hints.deny)):
+        for tier in tiers:
+            if tier not in known:
+                name = tier[:SHOWN]
+                raise RequestError(
+                    f"mesh.{hint} names tier {name!r}, and there is none.{nearest(name, known)}", f"mesh.{hint}"
+                )
 
 
 def ignored_hints(call: ChatCall, read: frozenset[str]) -> tuple[Mapping[str, Any], ...]:
@@ -270,14 +238,3 @@ def ignored_hints(call: ChatCall, read: frozenset[str]) -> tuple[Mapping[str, An
         {"hint": name, "why": "no node of this graph reads it"}
         for name in sorted(call.hints_given - DOOR_HINTS - KEPT_HINTS - read)
     )
-
-
-def _explained(error: ValidationError, data: Mapping[str, Any], prefix: str) -> RequestError:
-    """The first fault as one sentence; values are not echoed, they may be content."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    path = prefix + ".".join(str(part) for part in first["loc"])
-    if first["type"] == "missing":
-        top = str(first["loc"][0])
-        hint = nearest(top, list(data)[:SHOWN]) if len(first["loc"]) == 1 and data else ""
-        return RequestError(f"{path!r} is required.{hint if 'Did you mean' in hint else ''}", path)
-    return RequestError(f"{path!r}: {first['msg'][0].lower()}{first['msg'][1:]}.", path)

@@ -18,6 +18,7 @@ from mesh.store.counts import Counts, counts_of
 from mesh.trace import Traversal
 from mesh.units import US_PER_S
 
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 MAX_PAGE: Final = 1_000
 MAX_US: Final = 2**62
 MIN_NAME: Final = 6  # characters of a shortened request id
@@ -200,6 +201,11 @@ class Retention:
 class TraversalStore(Protocol):
     """Traversals by id. Every method raises `StoreError` where the store cannot be read or written."""
 
+    @property
+    def where(self) -> str:
+        """What messages call this store: a file, or a database and its host. Holds no secret."""
+        ...
+
     def write(self, entries: Sequence[Entry]) -> None:
         """Keep these and add what they count, all or nothing, in one transaction.
 
@@ -257,5 +263,5 @@ async def wait_for(
 def micros(moment: datetime) -> int:
     """Microseconds since 1970. A moment without a zone is UTC."""
     aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    since = aware - datetime(1970, 1, 1, tzinfo=UTC)
+    since = aware - EPOCH
     return (since.days * 86_400 + since.seconds) * US_PER_S + since.microseconds

@@ -11,18 +11,23 @@ from typing import Any
 import orjson
 from aiohttp import web
 
+HELD = "held"
 USAGE = {"prompt_tokens": 20, "completion_tokens": 5, "total_tokens": 25}
 
 
 @dataclass
 class Neighbours:
-    """Where they listen, and what they saw. `gone_s` holds how long each abandoned call ran before it was closed."""
+    """Where they listen, and what they saw. `gone_s` holds how long each abandoned call ran before it was closed.
+
+    Calls that say `HELD` are answered once `release` is set.
+    """
 
     port: int = 0
     calls: int = 0
     open: int = 0
     gone_s: list[float] = field(default_factory=list)
     spans: list[bytes] = field(default_factory=list)
+    release: threading.Event = field(default_factory=threading.Event)
 
     @property
     def url(self) -> str:
@@ -52,6 +57,8 @@ class _App:
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = orjson.loads(await request.read())
         text = str(body["messages"][-1]["content"])
+        while HELD in text and not self._seen.release.is_set():  # noqa: ASYNC110 -- another thread sets it
+            await asyncio.sleep(0.02)
         wait_s = 5.0 if "slowly" in text else 0.05 if "soon" in text else 0.0
         if body.get("stream"):
             return await self._stream(request, wait_s)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -15,12 +16,19 @@ from pathlib import Path
 import openai
 import pytest
 
+from graphs import quickstart
+from mesh.policy import policy_of
 from tests.cluster.neighbours import Neighbours, neighbours
 from tests.cluster.served import ROOT, Host, Served
+from tests.cluster.tenanted import Tenanted, codes
+from tests.hostile_bodies import MAX_BODY, framed, labelled, mislabelled, misled, refused
+from tests.official_clients import node_says, python_says
+from tests.test_bad_input import exchange
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 CANARY = "canary-93ab77"
+UNREADABLE = b"<html><body><h1>400 Bad request</h1>"  # HAProxy's own page, before it has a request at all
 TOML = """
 [tiers.premium]
 provider = "openai"
@@ -30,6 +38,13 @@ base_url = "{url}/v1"
 context_window = 8192
 max_output_tokens = 1024
 price = {{ input = "1", output = "4" }}
+
+[aliases]
+one = "quickstart"
+
+[http]
+max_body_bytes = {max_body}
+body_timeout_s = 4
 """
 
 
@@ -40,10 +55,16 @@ def upstream() -> Iterator[Neighbours]:
 
 
 @pytest.fixture(scope="module")
-def mesh(served: Host, upstream: Neighbours, tmp_path_factory: pytest.TempPathFactory) -> Served:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where mesh.toml and the policies lie."""
+    return tmp_path_factory.mktemp("config")
+
+
+@pytest.fixture(scope="module")
+def mesh(served: Host, upstream: Neighbours, folder: Path) -> Served:
     """Two graphs in one app on two ingress replicas, a real local tier, a real HTTP upstream, spans exported."""
-    config = tmp_path_factory.mktemp("config") / "mesh.toml"
-    config.write_text(TOML.format(url=upstream.url))
+    config = folder / "mesh.toml"
+    config.write_text(TOML.format(url=upstream.url, max_body=MAX_BODY))
     args = {"graphs": "graphs.quickstart,graphs.static", "replicas": 2, "config": config}
     env = {"OTEL_EXPORTER_OTLP_ENDPOINT": upstream.url, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
     return served("mesh.serve:app", args, env)
@@ -68,6 +89,17 @@ def command(mesh: Served, *arguments: str) -> str:
 
 def record_of(mesh, reply):
     return mesh.json(f"/mesh/traversals/{reply.model_extra['mesh']['request_id']}")
+
+
+def test_a_key_is_run_once_whatever_replica_it_meets(mesh):
+    raw = client(mesh).chat.completions.with_raw_response
+    asked = {"model": "quickstart", "messages": [{"role": "user", "content": "What is 40 + 2?"}]}
+    headers = {"Idempotency-Key": "once-and-for-all"}
+    replies = [raw.create(**asked, extra_headers=headers) for _ in range(8)]
+    assert [reply.headers["x-mesh-idempotent"] for reply in replies] == ["stored", *["replayed"] * 7]
+    assert len({reply.text for reply in replies}) == 1
+    with pytest.raises(openai.UnprocessableEntityError, match="another body"):
+        ask(mesh, "What is 40 + 3?", extra_headers=headers)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +250,118 @@ def test_a_canary_is_found_neither_in_the_store_nor_in_logs_nor_in_spans(mesh, u
         assert CANARY not in json.dumps(row)
 
 
+def test_a_changed_policy_file_holds_on_both_replicas_and_a_bad_one_keeps_it(mesh, folder):
+    default = policy_of(quickstart.graph.build().numbers)
+    changed = policy_of(quickstart.graph.build().numbers, {"route.complex": 0.75})
+    _on_both(mesh, "mesh_policy_info", default.version)
+    _replaced(folder / "policies" / "quickstart.toml", "[route]\ncomplex = 0.75\n")
+    took_s = _on_both(mesh, "mesh_policy_info", changed.version)
+    sys.stdout.write(f"a changed policy held on both replicas after {took_s:.2f} s; promised are 2\n")
+    records = [record_of(mesh, ask(mesh, f"What is {number} + 1?")) for number in range(8)]
+    assert {record["policy_version"] for record in records} == {changed.version}
+    assert {"route.complex": 0.75} in [hop["policy"] for hop in records[0]["hops"]]
+
+    _replaced(folder / "policies" / "quickstart.toml", "[route]\ncomplex = 75\n")
+    _on_both(mesh, "mesh_policy_rejected", "quickstart")
+    assert record_of(mesh, ask(mesh, "What is 9 + 1?"))["policy_version"] == changed.version
+    status, body = mesh.get("/ready")
+    assert status == 200
+    assert "quickstart.toml:2: route.complex: is 75, which is outside" in json.loads(body)["warnings"][0]
+
+    (folder / "policies" / "quickstart.toml").unlink()
+    _on_both(mesh, "mesh_policy_info", default.version)
+
+
+def _replaced(file: Path, text: str) -> None:
+    file.parent.mkdir(exist_ok=True)
+    new = file.with_suffix(".new")
+    new.write_text(text)
+    new.replace(file)
+
+
+def _on_both(mesh: Served, metric: str, label: str) -> float:
+    """The seconds until both replicas show the quickstart's metric as 1 with this label. HAProxy picks who tells."""
+    began = time.monotonic()
+    latest: dict[str, bool] = {}
+    while not (len(latest) == 2 and all(latest.values())):
+        assert time.monotonic() < began + 20, latest
+        text = mesh.get("/metrics")[1].decode()
+        for line in text.splitlines():
+            if line.startswith(f"{metric}{{") and 'graph="quickstart"' in line:
+                latest[line.split('"')[1]] = f'"{label}"' in line and line.endswith(" 1")
+    return time.monotonic() - began
+
+
+FRAMED = {case.name: case for case in framed()}
+
+
+@pytest.mark.parametrize("cases", [refused, mislabelled, misled, labelled], ids=lambda cases: cases.__name__)
+def test_hostile_requests_get_their_answers_through_haproxy_too(mesh, cases):
+    for case in cases():
+        status, _, body = exchange(mesh.base_url, case.steps)
+        assert status == case.status, (case.name, body[:300])
+        assert b"Traceback" not in body, case.name
+        if case.code is not None:
+            assert json.loads(body)["error"]["code"] == case.code, case.name
+
+
+def test_bad_framing_is_answered_in_openai_s_shape_and_never_by_a_fault_of_ours(mesh):
+    for case in FRAMED.values():
+        status, _, body = exchange(mesh.base_url, case.steps)
+        assert status < 500, (case.name, body[:300])
+        assert b"Traceback" not in body, case.name
+        if status >= 400 and not body.startswith(UNREADABLE):
+            assert json.loads(body)["error"].keys() == {"message", "type", "param", "code"}, (case.name, body[:300])
+    for name, code in (("a body beyond the limit", "request_too_large"), ("nothing after the head", "body_timeout")):
+        assert json.loads(exchange(mesh.base_url, FRAMED[name].steps)[2])["error"]["code"] == code
+    assert ask(mesh, "What is 2 + 3?").choices[0].message.content == "5"
+
+
+def test_openai_python_and_openai_node_get_the_same_from_the_real_model(mesh, tmp_path):
+    said = python_says(mesh.base_url, "quickstart")
+    assert "Paris" in said[0]["text"]
+    assert said == node_says(mesh.base_url, "quickstart", tmp_path)
+
+
+def test_the_kill_switch_holds_on_both_replicas_within_two_seconds_under_load(mesh):
+    seen: list[tuple[float, int, str | None, str]] = []
+    ended = threading.Event()
+
+    def load() -> None:
+        while not ended.is_set():
+            began = time.monotonic()
+            data = json.dumps({"model": "quickstart", "messages": [{"role": "user", "content": "What is 20 + 1?"}]})
+            headers = {"content-type": "application/json"}
+            sent = urllib.request.Request(f"{mesh.base_url}/v1/chat/completions", data.encode(), headers)
+            with urllib.request.urlopen(sent, timeout=30) as reply:
+                told = reply.headers
+            seen.append((began, reply.status, told["x-mesh-bypass"], told["x-mesh-model"]))
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        command(mesh, "bypass", "on", "quickstart", "--tier", "premium", "--reason", "an acceptance test")
+        switched = time.monotonic()
+        time.sleep(3.5)
+        assert any("an acceptance test" in warning for warning in mesh.json("/ready")["warnings"])
+        back = time.monotonic()
+        command(mesh, "bypass", "off", "quickstart")
+        restored = time.monotonic()
+        time.sleep(3)
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+    assert {status for _, status, _, _ in seen} == {200}
+    during = [(to, model) for began, _, to, model in seen if switched + 2 < began < back]
+    after = [(to, model) for began, _, to, model in seen if began > restored + 2]
+    assert len(during) > 20
+    assert set(during) == {("premium", "premium")}
+    assert set(after) == {(None, "calculator")}
+    assert not any("bypass" in warning for warning in mesh.json("/ready")["warnings"])
+
+
 def test_after_the_kill_of_a_replica_only_its_own_requests_fail_and_two_are_back_soon(mesh):
     def one(number):
         data = json.dumps({"model": "quickstart", "messages": [{"role": "user", "content": f"What is {number} + 1?"}]})
@@ -245,6 +389,79 @@ def test_after_the_kill_of_a_replica_only_its_own_requests_fail_and_two_are_back
     while mesh.get("/ready", timeout_s=5)[0] != 200 or len(_ingress_pids(mesh) - {victim}) < 2:
         assert time.monotonic() < killed + 25
         time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def tenants(mesh: Served, upstream: Neighbours) -> Iterator[Tenanted]:
+    """With tenants the mesh asks for keys, until the last test that uses them has ended."""
+    made = Tenanted(mesh, upstream, command)
+    yield made
+    made.close()
+
+
+def test_of_200_calls_on_a_session_with_room_for_10_ten_are_answered_over_both_replicas(tenants):
+    tenants.add("acme")
+    status, told = tenants.ask("acme", "soon")
+    assert status == 200
+    (hop,) = [
+        hop
+        for hop in tenants.get(f"/mesh/traversals/{told['mesh']['request_id']}", "acme")[1]["hops"]
+        if hop["attempts"]
+    ]
+    quote = hop["reserved_nusd"]
+    limit = 10 * quote + quote // 2
+    command(tenants.mesh, "tenant", "set", "acme", "--session", f"usd={limit / 1e9:.9f}")
+    took_s = tenants.both(lambda: tenants.limit("acme", "s") == limit)
+    sys.stdout.write(f"a tenant's new cap held on both replicas after {took_s:.2f} s; promised are 2\n")
+    replies = tenants.decided("acme", 200, 10, session="s")
+    assert [status for status, _ in replies].count(200) == 10
+    assert codes(replies) == {(429, "budget_exceeded", "session")}
+    refused = next(body["error"]["mesh"] for status, body in replies if status == 429)
+    assert (refused["limit"], refused["asked"], refused["resets_at"]) == (limit, quote, None)
+    assert "is right" in command(tenants.mesh, "budget", "verify")
+
+
+def test_a_tenant_s_pace_is_exact_over_both_replicas_and_a_killed_one_s_slots_free_themselves(tenants):
+    tenants.add("fast", "--requests-per-minute", "25")
+    replies = tenants.decided("fast", 60, 25)
+    assert codes(replies) == {(429, "rate_limit_exceeded", "requests_per_minute")}
+    tenants.add("busy", "--concurrency", "12")
+    assert codes(tenants.decided("busy", 60, 12)) == {(429, "rate_limit_exceeded", "concurrency")}
+    assert tenants.ask("busy", "soon")[0] == 200, "slots are free again"
+
+    tenants.upstream.release.clear()
+    calls = tenants.upstream.calls
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        running = [pool.submit(tenants.ask, "busy", "held") for _ in range(12)]
+        while tenants.upstream.calls < calls + 12:
+            time.sleep(0.05)
+        assert tenants.ask("busy", "soon")[0] == 429
+        os.kill(_ingress_pids(tenants.mesh).pop(), signal.SIGKILL)
+        killed = time.monotonic()
+        while tenants.ask("busy", "soon")[0] != 200:
+            assert time.monotonic() < killed + 40
+            time.sleep(0.2)
+        sys.stdout.write(f"a killed replica's slots were free after {time.monotonic() - killed:.1f} s\n")
+        lost = sum(task.done() for task in running)
+        tenants.upstream.release.set()
+        statuses = [task.result()[0] for task in running]
+    assert 0 < lost < 12, "both replicas had some"
+    assert statuses.count(200) == 12 - lost
+
+
+def test_keys_are_in_no_file_that_a_served_mesh_writes_and_no_tenant_sees_another_s(tenants):
+    mine = [row["tenant"] for row in tenants.get("/mesh/traversals?limit=1000", "busy")[1]["data"]]
+    assert set(mine) == {"busy"}
+    assert tenants.get("/metrics", "busy")[0] == 403
+    assert tenants.get("/mesh/budget?tenant=acme", "busy")[0] == 403
+    secrets = [key.rpartition("-")[2].encode() for key in tenants.keys.values()]
+    looked_at = 0
+    for path in (*tenants.mesh.store.rglob("*"), *tenants.mesh.folder.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            data = path.read_bytes()
+            looked_at += 1
+            assert not [True for secret in secrets if secret in data], path
+    assert looked_at > 20
 
 
 def _ingress_pids(mesh: Served) -> set[int]:

@@ -131,12 +131,46 @@ def ran(*args: str, cwd=ROOT) -> subprocess.CompletedProcess[str]:
         ((APP, "replica=2"), "'replica' is not one of them. Did you mean 'replicas'?"),
         ((APP, "config=/nowhere/mesh.toml"), "config: no file at /nowhere/mesh.toml."),
         ((APP, "host=elsewhere"), "host elsewhere: is not an address."),
+        (("mesh.serve:app", "graphs=nowhere.at_all"), "no module 'nowhere' on sys.path."),
         (("mesh.serve:app", "graphs=tests.cluster.echo"), "has 2 graphs (graph, second). Name one"),
         (("mesh.serve:app", "graphs=tests.cluster.echo:graph,tests.cluster.echo:app"), "the name of two graphs"),
     ],
 )
 def test_what_cannot_work_is_refused_before_ray_starts_in_one_line(args, said):
     result = ran(*args, "ingress=tests.cluster.echo:ingress_from")
+    assert result.returncode == 1
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "starting Ray" not in result.stderr
+
+
+def test_a_graph_module_that_fails_is_shown_by_its_own_lines_and_not_by_ray_s(tmp_path):
+    module = tmp_path / "broken.py"
+    module.write_text("from mesh.deploy import deployable\nfrom mesh.graph import Graph\napp = deployable(Grap('x'))\n")
+    result = ran("broken:app", cwd=tmp_path)
+    assert result.returncode == 1
+    said = [line for line in result.stderr.splitlines() if "INFO" not in line]
+    assert said == [
+        "Error: broken: the module cannot be imported.",
+        f'  File "{module}", line 3, in <module>',
+        "    app = deployable(Grap('x'))",
+        "                     ^^^^",
+        "NameError: name 'Grap' is not defined",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[tiers.light]\nprovider = "local"\nprise = 3\n', "mesh.toml:3: tiers.light.prise: unknown key 'prise'."),
+        ('[tiers.light]\nprovider = "local"\npath = "gone.gguf"\n', "gone.gguf. Give its `path` as a GGUF file"),
+        ('[tiers.light\nprovider = "local"\n', "this is not TOML"),
+    ],
+    ids=["a misspelled key", "a missing GGUF", "no TOML"],
+)
+def test_a_configuration_that_cannot_work_is_refused_before_ray_starts(tmp_path, text, said):
+    (tmp_path / "mesh.toml").write_text(text)
+    result = ran("graphs.quickstart:app", f"config={tmp_path / 'mesh.toml'}")
     assert result.returncode == 1
     assert said in result.stderr
     assert "Traceback" not in result.stderr

@@ -1,0 +1,149 @@
+"""The kill switches as one replica knows them: followed in the ledger's register, obeyed in memory.
+
+No request waits for the store. A switch that is thrown holds for all requests that begin `POLL_S` later, and those that
+run already end as they began.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping
+from typing import Final
+
+from budgets.bypass import Bypass, ServedGraph, announce, bypasses_in
+from budgets.ledger import Book
+from mesh.clock import Clock
+from mesh.engine.mesh import Mesh
+from mesh.errors import LedgerUnavailableError, RegisterConflictError
+from mesh.metrics import Metrics
+from mesh.run import Detour
+from mesh.units import US_PER_S, utc_text
+
+log = logging.getLogger("mesh.bypass")
+
+POLL_S: Final = 0.5  # on every replica within 2 s
+
+
+class Bypasses:
+    """Which graphs are bypassed, and to where.
+
+    Args:
+        meshes: the graphs and those that pin their tiers (`support/light`), each proved before it is served.
+        replica: who says in the audit log which graphs are served.
+    """
+
+    def __init__(self, book: Book, meshes: Mapping[str, Mesh], clock: Clock, *, replica: str = "") -> None:
+        self._book = book
+        self._meshes = meshes
+        self._clock = clock
+        self._replica = replica
+        self._known: dict[str, Bypass] = {}
+        self._version = 0
+        self._ahead_us = 0  # by how much the store's clock is before ours
+        self._task: asyncio.Task[None] | None = None
+
+    def over(self, asked: Mesh) -> tuple[Mesh, Detour | None]:
+        """The mesh that a request walks, and the detour that this is, if its graph is bypassed.
+
+        A request that pins another tier of the graph is sent to the bypass's tier too.
+        """
+        if not self._known:
+            return asked, None
+        graph = asked.graph.name.partition("/")[0]
+        bypass = self._known.get(graph)
+        if bypass is None or bypass.tier is None or not bypass.holds(self._now_us()):
+            return asked, None
+        pinned = self._meshes.get(f"{graph}/{bypass.tier}")
+        if pinned is None:
+            return asked, None  # `warnings` says so
+        own = self._meshes[graph].graph.tiers() if graph in self._meshes else asked.graph.tiers()
+        return pinned, Detour(bypass, tuple(tier for tier in own if tier != bypass.tier))
+
+    def holding(self) -> list[Bypass]:
+        """Those that are on now, by graph. One whose graph has no such tier is among them, though it cannot hold."""
+        now_us = self._now_us()
+        return [one for _, one in sorted(self._known.items()) if one.holds(now_us)]
+
+    def warnings(self) -> list[str]:
+        """What an operator should not forget."""
+        return [self._warning(one) for one in self.holding()]
+
+    def show(self, metrics: Metrics) -> None:
+        """Tell in the metrics which graphs are bypassed."""
+
+        def on() -> dict[tuple[str, ...], int]:
+            return {(one.graph, str(one.tier)): int(self._can(one)) for one in self.holding()}
+
+        meaning = "1 while all requests of a graph go to one tier; 0 where that tier cannot be had."
+        metrics.watch_each("mesh_bypass", meaning, ("graph", "tier"), on)
+
+    async def start(self) -> None:
+        """Read the register, say which graphs are served, and follow the switches from now on.
+
+        Raises:
+            LedgerUnavailableError: the register cannot be read: nobody knows what is bypassed.
+        """
+        with contextlib.suppress(RegisterConflictError):  # another replica has just said the same
+            await announce(self._book, self._served(), self._replica)
+        await self.refresh()
+        self._task = asyncio.create_task(self._follow())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def refresh(self) -> None:
+        """Take over what has changed in the register."""
+        items = await self._book.items(after=self._version)
+        for graph, bypass in bypasses_in(items).items():
+            self._known[graph] = bypass
+            self._say(bypass)
+        self._version = max([item.version for item in items], default=self._version)
+        if any(one.until_us is not None for one in self._known.values()):
+            self._ahead_us = 0
+            self._ahead_us = await self._book.now_us() - self._now_us()
+
+    async def _follow(self) -> None:
+        failing = False
+        while True:
+            await asyncio.sleep(POLL_S)
+            try:
+                await self.refresh()
+                failing = False
+            except LedgerUnavailableError as error:
+                if not failing:
+                    log.warning("bypasses are as they were: %s", error)
+                failing = True
+            except Exception:
+                log.exception("bypasses could not be read")
+
+    def _say(self, bypass: Bypass) -> None:
+        if bypass.holds(self._now_us()):
+            log.warning("%s", self._warning(bypass))
+        else:
+            log.warning("graph %s is not bypassed any more", bypass.graph)
+
+    def _warning(self, bypass: Bypass) -> str:
+        if not self._can(bypass):
+            return f"graph {bypass.graph}: a bypass to tier {bypass.tier!r} is on, and no such tier of it is served"
+        ends = "" if bypass.until_us is None else f" until {utc_text(bypass.until_us)}"
+        since = utc_text(bypass.since_us // US_PER_S * US_PER_S)
+        return f"graph {bypass.graph}: bypassed to {bypass.tier} by {bypass.actor} since {since}{ends}: {bypass.reason}"
+
+    def _can(self, bypass: Bypass) -> bool:
+        return f"{bypass.graph}/{bypass.tier}" in self._meshes
+
+    def _served(self) -> list[ServedGraph]:
+        return [
+            ServedGraph(
+                name=name,
+                version=mesh.graph.version,
+                tiers=tuple(tier for tier in mesh.graph.tiers() if f"{name}/{tier}" in self._meshes),
+            )
+            for name, mesh in self._meshes.items()
+            if "/" not in name
+        ]
+
+    def _now_us(self) -> int:
+        return int(self._clock.wall().timestamp() * US_PER_S) + self._ahead_us

@@ -1,0 +1,57 @@
+"""Forecasts follow the calls before them, and nothing else."""
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh.forecast import Forecast, wait_us
+
+
+def test_before_the_first_call_nothing_is_known():
+    assert Forecast().output_tokens("code", 100) is None
+    assert Forecast().run_us(10) is None
+
+
+def test_time_is_a_line_over_output_tokens():
+    forecast = Forecast()
+    draw = random.Random(1)
+    for _ in range(200):
+        tokens = draw.randint(1, 400)
+        forecast.add(tokens, 80_000 + 5_000 * tokens, None)
+    for tokens in (1, 100, 1_000):
+        assert abs((forecast.run_us(tokens) or 0) - (80_000 + 5_000 * tokens)) <= 1_000
+
+
+def test_a_tier_that_became_slower_is_believed_after_some_hundred_calls():
+    forecast = Forecast()
+    for factor in (1, 3):
+        for number in range(300):
+            forecast.add(number % 100, factor * (20_000 + 2_000 * (number % 100)), None)
+    assert abs((forecast.run_us(50) or 0) / 360_000 - 1) < 0.1
+
+
+def test_lengths_are_told_apart_by_kind_and_never_pass_the_bound():
+    forecast = Forecast()
+    for _ in range(50):
+        forecast.add(300, 1, "essay")
+        forecast.add(4, 1, "label")
+    assert forecast.output_tokens("label", 1_000) == 4
+    assert forecast.output_tokens("essay", 1_000) == 300
+    assert forecast.output_tokens("essay", 64) == 64
+    assert 4 < (forecast.output_tokens("unheard of", 1_000) or 0) < 300
+
+
+@given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 10**9)), min_size=1), st.integers(0, 20_000))
+def test_a_forecast_is_never_negative_and_longer_is_never_faster(calls, tokens):
+    forecast = Forecast()
+    for output, run_us in calls:
+        forecast.add(output, run_us, None)
+    assert 0 <= (forecast.run_us(tokens) or 0) <= (forecast.run_us(tokens + 1) or 0)
+
+
+def test_a_free_slot_means_no_wait_and_each_in_the_queue_takes_a_turn():
+    assert wait_us(3, 0, 4, 1_000) == 0
+    assert wait_us(4, 0, 4, 1_000) == 250
+    assert wait_us(4, 7, 4, 1_000) == 2_000
+    assert wait_us(100, 0, None, 1_000) == 0
