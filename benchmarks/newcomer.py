@@ -145,13 +145,15 @@ def wrong_settings(clone: Path, port: int, transcript: Transcript) -> None:
     ask = f'mesh ask --graph graphs.leave "{hard}"'
     transcript.step("A key that is not set")
     transcript.run(path + ask, folder, shown=ask)
+    transcript.run(f"{path} mesh trace last", folder, shown="mesh trace last")
     transcript.step("A key that the provider refuses")
+    settings = (folder / "mesh.toml").read_text()
     with refusing() as upstream:
-        settings = (folder / "mesh.toml").read_text()
-        (folder / "mesh.toml").write_text(
-            settings.replace("https://api.openai.com/v1", f"http://127.0.0.1:{upstream}/v1")
-        )
+        here = settings.replace("https://api.openai.com/v1", f"http://127.0.0.1:{upstream}/v1")
+        known = 'context_window = 128000\nprice = {input = "0.25", output = "2"}\n'
+        (folder / "mesh.toml").write_text(here + known)
         transcript.run(f"{path} OPENAI_API_KEY=sk-wrong {ask}", folder, shown=f"OPENAI_API_KEY=sk-wrong {ask}")
+        transcript.run(f"{path} mesh trace last", folder, shown="mesh trace last")
     transcript.step("Wrong settings")
     for wrong in ("model = 5", "base_ulr = 'https://example.com'", 'api_key = "sk-secret"', "context_window = -1"):
         (folder / "mesh.toml").write_text(f"{settings}\n{wrong}\n")
@@ -214,14 +216,11 @@ def main() -> int:
     """Walk, print, and keep it if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keep", action="store_true", help=f"write it to {KEPT.relative_to(ROOT)}")
-    parser.add_argument("--venv", help="link this environment instead of installing one: saves the download")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="newcomer-"))
     clone = folder / "model-mesh"
     try:
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-        if arguments.venv:
-            (clone / ".venv").symlink_to(Path(arguments.venv).resolve())
         transcript = Transcript([(str(clone), "~/model-mesh"), (str(folder), "~"), (str(ROOT), "~/model-mesh")])
         transcript.say(f"# A newcomer's way\n\n`python -m benchmarks.newcomer --keep`, {datetime.now(UTC):%Y-%m-%d}.")
         walk_through(clone, transcript)

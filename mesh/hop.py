@@ -132,6 +132,10 @@ class Hop:
         spec = self._run.door.catalogue.get(tier)
         return spec is not None and capability in spec.capabilities
 
+    def latency_us(self, tier: str, quantile: float) -> int | None:
+        """That quantile of the tier's last run times, by this replica's own calls; None before the first."""
+        return self._run.door.tiers.latency_us(tier, quantile)
+
     def standing(self, tier: str, *, success: float, sort: str | None = None, calibrated: bool = True) -> Standing:
         """How a tier stands for this request now: for a node that chooses, and that notes what it read.
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from nodes.complexity import Complexity
     from nodes.confidence import Confidence
     from nodes.dispatch import Dispatch
+    from nodes.hedge import Hedge
     from nodes.judge import Judge
     from nodes.language import Language
     from nodes.llm_classifier import LLMClassifier
@@ -34,6 +35,7 @@ _HOMES: Final = {
     "Consistency": "nodes.measures",
     "Dispatch": "nodes.dispatch",
     "Fallback": "nodes.validate",
+    "Hedge": "nodes.hedge",
     "Injection": "nodes.prescreen",
     "Intent": "nodes.classify",
     "JsonSchema": "nodes.validate",
@@ -72,6 +74,7 @@ __all__ = [
     "Consistency",
     "Dispatch",
     "Fallback",
+    "Hedge",
     "Injection",
     "Intent",
     "JsonSchema",

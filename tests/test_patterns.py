@@ -24,7 +24,7 @@ from tests.embedded import asked_embedded
 from tests.node_runs import request, verdict
 
 ROOT = Path(__file__).parent.parent
-PATTERNS = ("cascade", "escalation", "prescreen", "specialists")
+PATTERNS = ("cascade", "escalation", "latency", "prescreen", "specialists")
 EMBEDDED = load_config(None, {}).catalogue
 LIGHT = spec_of("light", version=EMBEDDED.tiers["light"].version)
 CAPITAL = "What is the capital of Mongolia?"

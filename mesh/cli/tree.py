@@ -18,7 +18,7 @@ from rich.tree import Tree
 from mesh.cli.words import clean, cost_text, details_text, priced
 from mesh.timeline import Interval, Path, path_of, timeline
 from mesh.units import time_text, usd_text
-from mesh.vocabulary import CANCELLED, OK, AttemptStatus, Dimension, Ended, Kind
+from mesh.vocabulary import CANCELLED, FAILURES, FAULT, OK, AttemptStatus, Dimension, Ended, Kind
 
 Record: TypeAlias = Mapping[str, Any]
 
@@ -68,10 +68,14 @@ def traversal_line(record: Record) -> str:
         head = f"{record['graph']} {said} by {model or 'no model'} in {total}"
     else:
         head = f"{record['graph']} ended as {outcome} after {total}" + (f", last answer by {model}" if model else "")
-    steps = [
-        f"{hop['node']} {hop['outcome']}" for hop in record["hops"] if hop["kind"] != Kind.END and not hop["parallel"]
-    ]
+    steps = [_step(hop) for hop in record["hops"] if hop["kind"] != Kind.END and not hop["parallel"]]
     return clean(f"{head}: {', '.join(steps) or 'no hop'}; cost {cost_text(record)}")
+
+
+def _step(hop: Record) -> str:
+    """'small ok'; of a failure with its cause, which is what to mend: 'large unavailable (upstream_auth)'."""
+    why = f" ({hop['because']})" if hop["outcome"] in FAILURES | {FAULT} else ""
+    return f"{hop['node']} {hop['outcome']}{why}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,7 @@ def _tell_detour(traversal: Traversal, detour: Detour) -> None:
     """Say in the first hop that a kill switch was obeyed, and what could not be taken for it."""
     bypass = detour.bypass
     traversal.bypass = bypass.tier
-    told = {"bypass": bypass.tier, "bypass_by": bypass.actor, "bypass_version": bypass.version}
+    told = {"bypass": bypass.tier, "bypass_version": bypass.version}  # by whom is in the audit log, for operators
     first = traversal.hops[0]
     first.state = {**first.state, **told, "bypass_reason": bypass.reason}
     first.rejected = [*(Rejection(tier, Reason.BYPASS, dict(told)) for tier in detour.skipped), *first.rejected]
@@ -176,7 +176,7 @@ def _prose(traversal: Traversal, detour: Detour | None = None) -> str:
     elif traversal.outcome is Ended.DEGRADED:
         who = f"degraded: {who}"
     if detour is not None:
-        who = f"bypass to {detour.bypass.tier} by {detour.bypass.actor} ({detour.bypass.reason[:80]}), {who}"
+        who = f"bypass to {detour.bypass.tier} ({detour.bypass.reason[:80]}), {who}"
     line = f"{who}: {', '.join(steps)}" if steps else who
     line = line.encode("ascii", "replace").decode()
     return line if len(line) <= PROSE_LIMIT else line[: PROSE_LIMIT - 3] + "..."

@@ -65,7 +65,7 @@ class Bypasses:
         return [one for _, one in sorted(self._known.items()) if one.holds(now_us)]
 
     def warnings(self) -> list[str]:
-        """What an operator should not forget."""
+        """What an operator should not forget. By whom and why is not here: anybody may read it."""
         return [self._warning(one) for one in self.holding()]
 
     def show(self, metrics: Metrics) -> None:
@@ -120,7 +120,7 @@ class Bypasses:
 
     def _say(self, bypass: Bypass) -> None:
         if bypass.holds(self._now_us()):
-            log.warning("%s", self._warning(bypass))
+            log.warning("%s, by %s: %s", self._warning(bypass), bypass.actor, bypass.reason)
         else:
             log.warning("graph %s is not bypassed any more", bypass.graph)
 
@@ -129,7 +129,7 @@ class Bypasses:
             return f"graph {bypass.graph}: a bypass to tier {bypass.tier!r} is on, and no such tier of it is served"
         ends = "" if bypass.until_us is None else f" until {utc_text(bypass.until_us)}"
         since = utc_text(bypass.since_us // US_PER_S * US_PER_S)
-        return f"graph {bypass.graph}: bypassed to {bypass.tier} by {bypass.actor} since {since}{ends}: {bypass.reason}"
+        return f"graph {bypass.graph}: bypassed to {bypass.tier} since {since}{ends}"
 
     def _can(self, bypass: Bypass) -> bool:
         return f"{bypass.graph}/{bypass.tier}" in self._meshes

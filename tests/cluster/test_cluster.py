@@ -1,4 +1,4 @@
-"""A cluster, started as `ray_cluster.yaml` starts one: `serve deploy` loses nothing, and two nodes need one store."""
+"""A cluster of one node, started as `ray_cluster.yaml` starts one: `serve deploy` loses nothing."""
 
 import os
 import shutil
@@ -58,7 +58,7 @@ class Cluster:
             time.sleep(1)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def cluster(served: Host) -> Iterator[Cluster]:
     served.stop()
     folder = Path(tempfile.mkdtemp(prefix="mt", dir="/tmp"))  # short: Ray's sockets lie below it
@@ -108,31 +108,3 @@ def test_a_second_deployment_replaces_the_replica_and_no_request_is_lost(cluster
     assert set(statuses) == {200}
     assert len(pids) == 2
     assert [(status, body.endswith(b"end\n")) for status, body in long] == [(200, True)]
-
-
-def test_sqlite_is_refused_as_soon_as_two_nodes_could_run_the_ingress(cluster):
-    """Each would have books of its own."""
-    join = [
-        "ray",
-        "start",
-        f"--address=127.0.0.1:{cluster.base + 5}",
-        "--node-ip-address=127.0.0.1",
-        "--num-cpus=1",
-        "--block",
-    ]
-    env = cluster.env | {LOOPBACK_FLAG: "1"}  # with 0, Ray joins no node to another
-    with (cluster.served.folder / "second").open("wb") as output:
-        second = subprocess.Popen(join, cwd=ROOT, env=env, stdout=output, stderr=output, start_new_session=True)
-    try:
-        ends = time.monotonic() + 60
-        while cluster.tried("ray", "status", f"--address=127.0.0.1:{cluster.base + 5}").stdout.count("1 node_") < 2:
-            assert time.monotonic() < ends, (cluster.served.folder / "second").read_text()
-            time.sleep(0.5)
-        cluster.deploy(config(cluster, cpus=0.4))
-        while "2 nodes of this cluster can run the ingress" not in (told := cluster.run("serve", "status")):
-            assert time.monotonic() < ends, told
-            time.sleep(0.5)
-        assert "DEPLOY_FAILED" in told
-    finally:
-        second.terminate()
-        second.wait(30)
