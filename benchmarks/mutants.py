@@ -25,8 +25,13 @@ LEAST_SHARE: Final = 0.85
 LEDGER: Final = (
     *("account", "address", "archive", "audit", "durable", "entry", "lane", "ledger", "memory", "open"),
     *("operation", "outcome", "period", "sheet", "sqlite", "sqlite_file", "sqlite_schema", "sweeper"),
+    *("clerk", "directory", "keys", "limits", "payer", "projection", "register", "sqlite_register", "tenants"),
+    "turnstile",
 )
-TESTS: Final = ("rules", "audit", "lane", "model", "faults", "http")
+TESTS: Final = (
+    *("ledger_rules", "ledger_audit", "ledger_lane", "ledger_model", "ledger_faults", "ledger_http"),
+    *("tenants_rules", "tenants_register"),
+)
 SKIPPED: Final = "not postgres and not Postgres and not server and not cluster"
 
 _COMPARED: Final[dict[type[ast.cmpop], type[ast.cmpop]]] = {
@@ -90,7 +95,7 @@ def mutants(seed: int, count: int, tell: Callable[[str], None]) -> Tally:
 
 def passes(folder: Path) -> bool:
     """Whether the ledger's tests pass on the tree in this folder."""
-    files = [f"tests/test_ledger_{name}.py" for name in TESTS]
+    files = [f"tests/test_{name}.py" for name in TESTS]
     command = [
         sys.executable,
         "-m",

@@ -120,12 +120,15 @@ class Clerk:
         """
         known = await self.directory()
         after = {**known.tenants, **tenants}
-        for name in _parents_first(tenants):
+        for name, tenant in tenants.items():
             was = known.tenants.get(name)
             if was is not None and was.source != DECLARED and not was.closed:
                 raise ConfigError(f"tenants.{name}", "a tenant of this name was added by a command.", "Rename one.")
-            if was != tenants[name]:
-                await self._put_tenant(replace(known, tenants=after), tenants[name], "tenant.declare", "")
+            must_be_sound(tenant)
+            parents_of(name, after)
+        for name, tenant in tenants.items():
+            if known.tenants.get(name) != tenant:
+                await self._put_tenant(replace(known, tenants=after), tenant, "tenant.declare", "")
         for name, gone in known.tenants.items():
             if gone.source == DECLARED and name not in tenants and not gone.closed:
                 await self._put_tenant(known, replace(gone, closed=True), "tenant.close", "no longer declared")
@@ -179,14 +182,3 @@ def _own_key(known: Directory, public: str) -> Key:
     if key.source == DECLARED:
         raise ConfigError(f"key {public}", "cannot be changed by a command.", BY_COMMAND)
     return key
-
-
-def _parents_first(tenants: dict[str, Tenant]) -> list[str]:
-    """The names in an order in which every parent comes before its children. A circle is found when it is put."""
-    ordered: list[str] = []
-    while len(ordered) < len(tenants):
-        ready = [
-            n for n, one in tenants.items() if n not in ordered and (one.parent in ordered or one.parent not in tenants)
-        ]
-        ordered += ready or [name for name in tenants if name not in ordered]
-    return ordered

@@ -57,5 +57,3 @@ def _is_own(filename: str) -> bool:
 
 def _inside(filename: str, folder: str) -> bool:
     return filename.startswith(folder + "/")
-
-

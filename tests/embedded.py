@@ -1,7 +1,7 @@
-"""A graph over the embedded tier, beside tiers that are scripted: real weights, real time."""
+"""Graphs over the embedded tier, beside tiers that are scripted: real weights, loaded once, and real time."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mesh.catalogue import Catalogue
@@ -14,18 +14,21 @@ from mesh.providers.scripted import ScriptedProvider
 from mesh.testing import spec_of
 
 
-def asked_embedded(graph: Graph, *prompts: str, scripted: Mapping[str, Any] | None = None, **wishes: Any) -> list[Told]:
-    """What the graph says to each prompt, one after the other. `scripted` is what the other tiers say."""
+def asked_embedded(
+    graphs: Sequence[Graph], prompt: str, *, scripted: Mapping[str, Any] | None = None, **wishes: Any
+) -> list[Told]:
+    """What each graph says to the prompt. `scripted` is what other tiers than the embedded one say."""
     scripted = scripted or {}
     own = load_config(None, {}).catalogue
     others = {name: spec_of(name, rank=rank) for rank, name in enumerate(scripted, 1)}
+    catalogue = Catalogue({**own.tiers, **others})
     providers = {**providers_for(own, SystemClock()), "scripted": ScriptedProvider(scripted)}
 
     async def ask() -> list[Told]:
-        mesh = Mesh(graph, catalogue=Catalogue({**own.tiers, **others}), providers=providers)
+        meshes = [Mesh(graph, catalogue=catalogue, providers=providers) for graph in graphs]
         try:
-            return [await mesh.ask(prompt, **wishes) for prompt in prompts]
+            return [await mesh.ask(prompt, **wishes) for mesh in meshes]
         finally:
-            await mesh.close()
+            await meshes[0].close()  # the providers are shared
 
     return asyncio.run(ask())

@@ -20,7 +20,6 @@ from nodes import Agreement, Confidence, Consistency, LogProb, Model, Verbalised
 from nodes.calibration import Calibration, Entry, Isotonic, Platt, calibration_of
 from nodes.measures import agreement, normalised
 from nodes.together import all_of
-from tests.embedded import asked_embedded
 from tests.node_runs import answered, verdict
 
 PLATT = {"tier": "light", "measure": "logprob", "platt": {"a": 1.0, "b": 0.0}}
@@ -291,25 +290,3 @@ def test_a_tier_that_tells_no_log_probabilities_is_not_asked_for_them():
     assert found.traversal.route == ["small", "sure", "large"]
     assert found.traversal.hops[1].because is Cause.NO_MEASURE
     assert "logprobs" not in mesh.door.providers["scripted"].asked[0].call.params
-
-
-def test_the_embedded_tiers_answers_are_measured_three_ways():
-    graph = Graph("ways")
-    graph.add_node("small", Model("light", logprobs=True, max_tokens=12, params={"temperature": 0}))
-    measures = {
-        "mean": LogProb(),
-        "least": LogProb(quantile=0),
-        "again": Consistency("light", samples=2, max_tokens=12),
-    }
-    for name, measure in measures.items():
-        graph.add_node(name, Confidence(measure=measure))
-    graph.add_edge(START, "small")
-    graph.add_edge("small", "mean")
-    graph.add_edge("mean", "least")
-    graph.add_edge("least", "again")
-    graph.add_edge("again", END)
-    (found,) = asked_embedded(graph, "What is the capital of France? Answer with one word.")
-    raw = {hop.node: hop.signals["confidence_raw"] for hop in found.traversal.hops if hop.node in measures}
-    assert 0 < raw["least"] <= raw["mean"] < 1
-    assert raw["again"] in (0, 0.5, 1)
-    assert len(found.traversal.hops[3].attempts) == 2

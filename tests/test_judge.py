@@ -14,7 +14,6 @@ from mesh.vocabulary import AttemptStatus, Capability, Cause, Ended
 from nodes import Judge, Model
 from nodes.asking import fenced, first_token, said
 from nodes.judge import YES_NO
-from tests.embedded import asked_embedded
 from tests.node_runs import answered, verdict
 
 PLAIN = spec_of("premium", capabilities=frozenset({Capability.STREAM}))
@@ -184,20 +183,3 @@ def test_check_refuses_a_judge_of_its_own_tier():
     catalogue = scripted_mesh(desk(), {"light": "a", "premium": "b"}).door.catalogue
     assert [fault for fault in check(desk(), catalogue).faults if "judge" in fault] == []
     assert any("a tier favours its own" in fault for fault in check(desk(judge="light"), catalogue).faults)
-
-
-def test_the_embedded_tier_can_judge():
-    graph = Graph("alone")
-    graph.add_node("first", Model("other"))
-    graph.add_node("judge", Judge("light", accept=0.5, refuse=0.5))
-    graph.add_edge(START, "first")
-    graph.add_edge("first", "judge")
-    graph.add_edge("judge", END)
-    (told,) = asked_embedded(
-        graph, "What is the capital of France?", scripted={"other": "The capital of France is Paris."}
-    )
-    hop = told.traversal.hops[1]
-    assert hop.outcome in ("valid", "invalid")
-    assert hop.signals["judge_by_tokens"] is True
-    assert 0 < hop.signals["judge_score"] < 1
-    assert told.traversal.quality[-1] == {"source": "judge", "value": hop.signals["judge_score"]}

@@ -12,7 +12,6 @@ from mesh.testing import run, scripted_mesh, spec_of
 from mesh.vocabulary import AttemptStatus, Capability, Cause
 from nodes import LLMClassifier, OneOf, Scale, YesNo
 from nodes.llm_classifier import ends_of
-from tests.embedded import asked_embedded
 from tests.node_runs import request, verdict
 
 DESK = OneOf("Which desk is this for?", {"billing": "invoices", "access": "passwords", "other": ""})
@@ -146,10 +145,3 @@ def test_in_a_graph_its_floor_is_a_policy_number_and_its_cost_is_booked():
     assert 0 < hop.cost_nusd <= hop.reserved_nusd
     strict = scripted_mesh(desk(), {"light": first(A=0.7, B=0.3)}, policy={"asked.floor": 0.8})
     assert run(strict.ask("My invoice is wrong.")).traversal.hops[0].outcome == "unsure"
-
-
-def test_the_embedded_tier_gives_a_distribution():
-    (told,) = asked_embedded(desk(), "I forgot my password.")
-    signals = told.traversal.hops[0].signals
-    assert sum(signals[f"desk.{label}"] for label in ("billing", "access", "other")) == pytest.approx(1, abs=1e-3)
-    assert 0 < signals["desk_score"] < 1

@@ -102,11 +102,13 @@ def test_all_forms_of_each_walk_the_same_roads(name):
     assert walked(Form.STAGED) == walked(Form.NODES) == walked(Form.BARE)
 
 
-@pytest.mark.parametrize("name", PATTERNS)
-def test_each_answers_with_the_embedded_tier_alone(name):
-    (told,) = asked_embedded(graph_of(name), "What is the capital of France? Answer with one word.", max_tokens=24)
-    assert told.traversal.outcome in (Ended.OK, Ended.DEGRADED)
-    assert "Paris" in told.text
+def test_each_answers_with_the_embedded_tier_alone():
+    prompt = "What is the capital of France? Answer with one word."
+    answers = asked_embedded([graph_of(name) for name in PATTERNS], prompt, max_tokens=24)
+    assert {told.traversal.outcome for told in answers} <= {Ended.OK, Ended.DEGRADED}
+    assert all("Paris" in told.text for told in answers)
+    sure = hop(answers[PATTERNS.index("cascade")].traversal, "sure")
+    assert (sure.outcome, sure.signals["confidence_calibrated"]) == ("confident", True)
 
 
 # -- 1: cascade --------------------------------------------------------------------------------------------------------
@@ -145,9 +147,6 @@ def test_cascade_the_curve_is_of_the_embedded_tier_and_of_no_other_version():
     curve = calibration_of(ROOT / "graphs" / "cascade.calibration.json")
     assert curve.curve("light", "short", "logprob", LIGHT.version) is not None
     assert curve.curve("light", "short", "logprob", "another-1") is None
-    (told,) = asked_embedded(graph_of("cascade"), "What is the capital of France? Answer with one word.")
-    assert hop(told.traversal, "sure").signals["confidence_calibrated"] is True
-    assert hop(told.traversal, "sure").outcome == "confident"
 
 
 # -- 2: escalation before the call -------------------------------------------------------------------------------------

@@ -1,23 +1,17 @@
 """P2 by key: sessions, workflows, tenants and their parents, as clients meet their caps."""
 
 import asyncio
-import json
-from datetime import UTC, datetime
 from functools import partial
 
 import pytest
 
 from budgets.account import Quota
 from budgets.ledger import Act, Override
-from budgets.payer import Payer
 from budgets.period import period_end_us
-from budgets.projection import projected
-from budgets.tenants import Caps, Tenant
+from budgets.tenants import Caps
 from mesh.serve import tenancy
 from mesh.units import utc_text
-from mesh.vocabulary import Scope
 from tests.graphs_for_tests import cascade, pinned_one
-from tests.ledgers import request
 from tests.tenants import Held, House, decided, house, usd
 
 REPLIES = {"small": "an answer", "large": "a better answer"}
@@ -206,54 +200,3 @@ def test_the_budget_page_shows_what_is_used_reserved_and_left(found):
     asyncio.run(found.book.override(Override("tenant:acme", 0, 2 * 10**9, None), act))
     shown = found.get("/mesh/budget", key).body["accounts"][0]["cost_nusd"]
     assert shown["limit"] == 2 * 10**9, "a limit that was raised is shown as it holds"
-
-
-def at(text: str) -> int:
-    return int(datetime.fromisoformat(text).astimezone(UTC).timestamp() * 1_000_000)
-
-
-def months(payer: Payer, moment: str) -> list[str]:
-    return [account.id for account in payer.accounts(request("r"), None, None, at(moment))[1:]]
-
-
-def test_months_begin_and_end_where_the_tenant_is_and_where_its_parents_are():
-    tenant = Tenant(name="acme", zone="Pacific/Auckland", parent="corp")
-    payer = Payer(tenant, (Tenant(name="corp", zone="America/New_York"),))
-    assert months(payer, "2026-11-30T10:59:59Z") == ["tenant:acme:2026-11", "tenant:corp:2026-11"]
-    assert months(payer, "2026-11-30T11:00:00Z") == ["tenant:acme:2026-12", "tenant:corp:2026-11"]
-    assert months(payer, "2026-12-01T04:59:59Z") == ["tenant:acme:2026-12", "tenant:corp:2026-11"]
-    assert months(payer, "2026-12-01T05:00:00Z") == ["tenant:acme:2026-12", "tenant:corp:2026-12"]
-    assert months(payer, "2026-11-30T10:59:59Z") == ["tenant:acme:2026-11", "tenant:corp:2026-11"], "clocks go back"
-
-
-@pytest.mark.parametrize("moment", ["2026-03-29T00:59:59Z", "2026-03-29T01:00:01Z", "2026-10-25T00:30:00Z"])
-def test_a_change_of_the_clocks_is_within_its_month(moment):
-    payer = Payer(Tenant(name="acme", zone="Europe/Vienna"))
-    month = moment[:7]
-    assert months(payer, moment) == [f"tenant:acme:{month}"]
-    assert (
-        payer.resets_us(f"tenant:acme:{month}", at(moment))
-        == at(f"{month}-{'31'}T23:59:59+02:00" if month == "2026-03" else f"{month}-31T23:59:59+01:00") + 1_000_000
-    )
-    assert payer.resets_us("session:acme:s", at(moment)) is None
-
-
-def test_accounts_carry_the_limits_of_their_scope():
-    tenant = Tenant(name="acme", month=Caps(Quota(1, 2, 3), Quota(0, 1, 2)), session=usd(7))
-    payer = Payer(tenant, (), usd(1), usd(9, steps=4))
-    own, session, workflow, month = payer.accounts(request("r", 5), "s", "w", at("2026-11-22T00:00:00Z"))
-    assert own.limit_nusd == 5
-    assert (session.scope, session.id, session.limit_nusd) == (Scope.SESSION, "session:acme:s", 7)
-    assert (workflow.id, workflow.limit_nusd, workflow.limit_steps) == ("workflow:acme:w", 9, 4)
-    assert (month.limit_nusd, month.limit_tokens, month.limit_requests) == (1, 2, 3)
-    assert (month.soft_nusd, month.soft_tokens, month.soft_requests) == (0, 1, 2)
-
-
-def test_a_month_s_end_is_foretold_in_a_straight_line():
-    assert projected(100, "UTC", at("2026-11-16T00:00:00Z")) == 200
-    assert projected(100, "UTC", at("2026-11-30T23:59:59Z")) in (100, 101)
-    assert projected(0, "UTC", at("2026-11-16T00:00:00Z")) == 0
-    assert projected(1_000, "UTC", at("2026-11-01T00:00:01Z")) == 720_000, (
-        "the first hour foretells no more than it may"
-    )
-    assert json.dumps(projected(3, "UTC", at("2026-11-02T00:00:00Z"))) == "90"

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -14,11 +15,13 @@ from budgets.keys import Key, fits, hash_of, key_of, new_secret, public_of
 from budgets.ledger import Act, Override
 from budgets.limits import held, limit_at, set_limits
 from budgets.memory import MemoryLedger
+from budgets.payer import NOBODY, Payer
+from budgets.projection import projected
 from budgets.register import Item
 from budgets.tenants import DECLARED, MAX_PARENTS, Caps, Tenant, must_be_sound, parents_of, tenant_of
 from mesh.errors import ConfigError, RegisterConflictError
-from mesh.vocabulary import Kept, Priority, Role, Sla
-from tests.ledgers import NOVEMBER_US, TurnedClock
+from mesh.vocabulary import Kept, Priority, Role, Scope, Sla
+from tests.ledgers import NOVEMBER_US, TurnedClock, request
 
 run = asyncio.run
 FULL = Tenant(
@@ -279,6 +282,19 @@ def test_what_a_file_declares_is_kept_once_and_ends_with_it():
     assert not run(made.directory()).tenants["own"].closed
 
 
+def test_of_a_file_that_is_wrong_nothing_is_kept():
+    made, book, _ = clerk()
+    good = Tenant(name="good", source=DECLARED)
+    for wrong in (
+        Tenant(name="bad", parent="bad"),
+        Tenant(name="bad", parent="nobody"),
+        Tenant(name="bad", zone="x/y"),
+    ):
+        with pytest.raises(ConfigError):
+            run(made.declare({"good": good, "bad": replace(wrong, source=DECLARED)}, {}))
+    assert acts(book) == []
+
+
 def test_of_two_clerks_who_change_the_same_one_is_told():
     made, book, _ = clerk()
     run(made.add(Tenant(name="acme")))
@@ -318,3 +334,64 @@ def test_what_is_not_given_stays_as_it_is_when_limits_are_set():
     assert [(each.dimension, each.removed) for each in gone] == [(0, True), (0, True), (1, True)]
     assert [run(limit_at(book, "tenant:acme", at)) for at in range(2)] == [100, 200]
     assert run(book.overrides()) == []
+
+
+def at(text: str) -> int:
+    return int(datetime.fromisoformat(text).astimezone(UTC).timestamp() * 1_000_000)
+
+
+def months(payer: Payer, moment: str) -> list[str]:
+    return [account.id for account in payer.accounts(request("r"), None, None, at(moment))[1:]]
+
+
+def test_months_begin_and_end_where_the_tenant_is_and_where_its_parents_are():
+    tenant = Tenant(name="acme", zone="Pacific/Auckland", parent="corp")
+    payer = Payer(tenant, (Tenant(name="corp", zone="America/New_York"),))
+    assert months(payer, "2026-11-30T10:59:59Z") == ["tenant:acme:2026-11", "tenant:corp:2026-11"]
+    assert months(payer, "2026-11-30T11:00:00Z") == ["tenant:acme:2026-12", "tenant:corp:2026-11"]
+    assert months(payer, "2026-12-01T04:59:59Z") == ["tenant:acme:2026-12", "tenant:corp:2026-11"]
+    assert months(payer, "2026-12-01T05:00:00Z") == ["tenant:acme:2026-12", "tenant:corp:2026-12"]
+    assert months(payer, "2026-11-30T10:59:59Z") == ["tenant:acme:2026-11", "tenant:corp:2026-11"], "clocks go back"
+
+
+@pytest.mark.parametrize("moment", ["2026-03-29T00:59:59Z", "2026-03-29T01:00:01Z", "2026-10-25T00:30:00Z"])
+def test_a_change_of_the_clocks_is_within_its_month(moment):
+    payer = Payer(Tenant(name="acme", zone="Europe/Vienna"))
+    month = moment[:7]
+    assert months(payer, moment) == [f"tenant:acme:{month}"]
+    assert (
+        payer.resets_us(f"tenant:acme:{month}", at(moment))
+        == at(f"{month}-{'31'}T23:59:59+02:00" if month == "2026-03" else f"{month}-31T23:59:59+01:00") + 1_000_000
+    )
+    assert payer.resets_us("session:acme:s", at(moment)) is None
+
+
+def test_accounts_carry_the_limits_of_their_scope():
+    tenant = Tenant(name="acme", month=Caps(Quota(1, 2, 3), Quota(0, 1, 2)), session=Caps(Quota(7)))
+    payer = Payer(tenant, (), Caps(Quota(1)), Caps(Quota(9, steps=4)))
+    own, session, workflow, month = payer.accounts(request("r", 5), "s", "w", at("2026-11-22T00:00:00Z"))
+    assert own.limit_nusd == 5
+    assert (session.scope, session.id, session.limit_nusd) == (Scope.SESSION, "session:acme:s", 7)
+    assert (workflow.id, workflow.limit_nusd, workflow.limit_steps) == ("workflow:acme:w", 9, 4)
+    assert (month.limit_nusd, month.limit_tokens, month.limit_requests) == (1, 2, 3)
+    assert (month.soft_nusd, month.soft_tokens, month.soft_requests) == (0, 1, 2)
+
+
+def test_months_are_made_once_and_nobody_is_nobody_limits():
+    payer = Payer(Tenant(name="acme"))
+    first = payer.months(at("2026-11-22T00:00:00Z"))
+    assert payer.months(at("2026-11-29T00:00:00Z")) is first
+    assert payer.months(at("2026-12-01T00:00:00Z")) is not first
+    (_, month) = NOBODY.accounts(request("r"), None, None, at("2026-11-22T00:00:00Z"))
+    assert (month.id, month.hard, month.soft) == ("tenant:local:2026-11", Quota(), Quota())
+
+
+def test_a_month_s_end_is_foretold_in_a_straight_line():
+    assert projected(100, "UTC", at("2026-11-16T00:00:00Z")) == 200
+    assert projected(100, "UTC", at("2026-11-30T23:59:59Z")) in (100, 101)
+    assert projected(0, "UTC", at("2026-11-16T00:00:00Z")) == 0
+    assert projected(1_000, "UTC", at("2026-11-01T00:00:01Z")) == 720_000, (
+        "the first hour foretells no more than it may"
+    )
+    assert projected(3, "UTC", at("2026-11-02T00:00:00Z")) == 90
+    assert projected(1, "UTC", at("2026-11-21T00:00:00Z")) == 2, "rounded up"

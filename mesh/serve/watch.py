@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
@@ -156,6 +157,16 @@ def ask_ready(url: str, timeout_s: float = 2.0) -> tuple[bool, str]:
         return False, ""
 
 
+def _asks_for_key(url: str, timeout_s: float = 2.0) -> bool:
+    with contextlib.suppress(OSError):
+        try:
+            with urllib.request.urlopen(f"{url}/v1/models", timeout=timeout_s):  # noqa: S310  # our own http address
+                return False
+        except urllib.error.HTTPError as error:
+            return error.code == HTTPStatus.UNAUTHORIZED
+    return False
+
+
 def _problems(body: bytes) -> str:
     """What our `/ready` lists, empty for anything else: HAProxy answers too, while no replica is there."""
     with contextlib.suppress(ValueError, AttributeError):
@@ -166,8 +177,7 @@ def _problems(body: bytes) -> str:
 
 def _announce(watched: Watched) -> None:
     body = json.dumps({"model": watched.models[0], "messages": [{"role": "user", "content": _QUESTION}]})
-    keyed = not sockets.is_loopback(watched.host)
-    key = ' \\\n    -H "authorization: Bearer $MESH_API_KEY"' if keyed else ""
+    key = ' \\\n    -H "authorization: Bearer $MESH_API_KEY"' if _asks_for_key(watched.url) else ""
     exposed = f"; {_exposed()}" if watched.own else ""
     say(f"{_age_s():6.1f} s  ready: {', '.join(watched.models)} on {watched.url}/v1{exposed}")
     say(f"\n  curl {watched.url}/v1/chat/completions -H 'content-type: application/json'{key} \\\n    -d '{body}'")

@@ -462,6 +462,8 @@ def test_keys_are_in_no_file_that_a_served_mesh_writes_and_no_tenant_sees_anothe
             looked_at += 1
             assert not [True for secret in secrets if secret in data], path
     assert looked_at > 20
+    assert tenants.upstream.spans
+    assert not [True for body in tenants.upstream.spans for secret in secrets if secret in body]
 
 
 def _ingress_pids(mesh: Served) -> set[int]:
