@@ -78,6 +78,13 @@ class House:
         body = {"model": model, "messages": [{"role": "user", "content": text}], **fields}
         return fetched(self.mesh.url + CHAT, key, body)
 
+    def record(self, reply: Reply, key: str | None = None) -> dict[str, Any]:
+        """The traversal of a reply, once it is kept."""
+        path = f"/mesh/traversals/{reply.headers['x-mesh-request-id']}"
+        self.until(lambda: self.get(path, key).status == 200)
+        found: dict[str, Any] = self.get(path, key).body
+        return found
+
     def tenant(self, name: str, role: Role = Role.TENANT, **fields: Any) -> str:
         """Add a tenant, and give back a key of it that holds already."""
         asyncio.run(self.clerk.add(Tenant(name=name, **fields)))

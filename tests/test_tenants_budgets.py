@@ -1,6 +1,8 @@
 """P2 by key: sessions, workflows, tenants and their parents, as clients meet their caps."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from functools import partial
 
 import pytest
@@ -43,10 +45,6 @@ def found(tmp_path, file):
         yield made
 
 
-def record(found: House, reply, key):
-    return found.get(f"/mesh/traversals/{reply.headers['x-mesh-request-id']}", key).body
-
-
 def statement(found: House, account: str):
     """What the ledger says of an account, as another process reads it."""
     (one,) = asyncio.run(found.book.statements(within=account))
@@ -55,7 +53,7 @@ def statement(found: House, account: str):
 
 def cost_and_quote(found: House, key: str) -> tuple[int, int]:
     """What one request costs, and what is reserved for it."""
-    attempt = record(found, found.ask(key), key)["hops"][0]["attempts"][0]
+    attempt = found.record(found.ask(key), key)["hops"][0]["attempts"][0]
     return attempt["cost_nusd"], attempt["reserved_nusd"]
 
 
@@ -97,7 +95,7 @@ def test_a_refusal_tells_scope_figures_and_when_the_budget_begins_anew(found):
         "resets_at": resets_at,
     }  # fmt: skip
     assert resets_at in refused.error["message"]
-    assert record(found, refused, key)["outcome"] == "refused"
+    assert found.record(refused, key)["outcome"] == "refused"
     assert len(found.mesh.provider.bills) == 1
     found.set("acme", month=usd(cost + quote))
     assert found.ask(key).status == 200
@@ -144,7 +142,7 @@ def test_requests_are_counted_once_however_many_calls_they_make(found):
 def test_a_workflow_s_steps_are_its_hops_those_without_a_call_too(found):
     key = found.tenant("acme", workflow=Caps(Quota(steps=5)))
     asks = [found.ask(key, model="cascade", mesh={"workflow": "w"}) for _ in range(3)]
-    routes = [record(found, reply, key)["hops"] for reply in asks]
+    routes = [found.record(reply, key)["hops"] for reply in asks]
     walked = [[hop["node"] for hop in hops if hop["node"] != "END" and hop["outcome"] != "refused"] for hops in routes]
     assert walked == [["small", "check"], ["small", "check"], ["small"]]
     assert [reply.status for reply in asks] == [200, 200, 429]
@@ -200,3 +198,46 @@ def test_the_budget_page_shows_what_is_used_reserved_and_left(found):
     asyncio.run(found.book.override(Override("tenant:acme", 0, 2 * 10**9, None), act))
     shown = found.get("/mesh/budget", key).body["accounts"][0]["cost_nusd"]
     assert shown["limit"] == 2 * 10**9, "a limit that was raised is shown as it holds"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "months"),
+    [
+        ("2026-11-30T22:59:59+00:00", "2026-11-30T23:00:01+00:00", ["2026-11", "2026-12"]),
+        ("2026-12-31T22:59:59+00:00", "2026-12-31T23:00:01+00:00", ["2026-12", "2027-01"]),
+        ("2026-03-29T00:59:59+00:00", "2026-03-29T01:00:01+00:00", ["2026-03", "2026-03"]),
+        ("2026-10-25T00:59:59+00:00", "2026-10-25T01:00:01+00:00", ["2026-10", "2026-10"]),
+    ],
+)
+def test_a_call_that_runs_while_its_month_or_hour_ends_settles_where_it_reserved(
+    tmp_path, file, monkeypatch, before, after, months
+):
+    def micros(text):
+        return int(datetime.fromisoformat(text).timestamp() * 1_000_000)
+
+    moment = [micros(before)]
+    monkeypatch.setattr(tenancy.Tenancy, "now_us", lambda self: moment[0])
+    held = Held(REPLIES)
+    with house(tmp_path / "a", file, [pinned_one()], REPLIES, providers={"scripted": held}) as found:
+        key = found.tenant("acme", zone="Europe/Vienna")
+        with ThreadPoolExecutor(2) as threads:
+            first = threads.submit(found.ask, key)
+            found.until(lambda: held.waiting == 1)
+            moment[0] = micros(after)
+            second = threads.submit(found.ask, key)
+            found.until(lambda: held.waiting == 2)
+            reserved = {one.id: one.balance.reserved for one in asyncio.run(found.book.statements())}
+            held.gone.set()
+            cost = [reply.result().body["mesh"]["cost_nusd"] for reply in (first, second)]
+        spent = dict.fromkeys((f"tenant:acme:{month}" for month in months), 0)
+        for month, nusd in zip(months, cost, strict=True):
+            spent[f"tenant:acme:{month}"] += nusd
+        assert set(reserved) == set(spent)
+        assert all(amount.nusd > 0 for amount in reserved.values())
+        found.until(lambda: settled(found) == spent)
+        assert not any(any(one.balance.reserved) for one in asyncio.run(found.book.statements()))
+        assert asyncio.run(found.book.verify()) is None
+
+
+def settled(found: House) -> dict[str, int]:
+    return {one.id: one.balance.settled.nusd for one in asyncio.run(found.book.statements())}

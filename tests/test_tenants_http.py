@@ -7,6 +7,7 @@ import urllib.request
 from dataclasses import replace
 from functools import partial
 
+import pysqlite3.dbapi2 as sqlite
 import pytest
 
 from budgets.keys import hash_of, new_secret, public_of
@@ -190,7 +191,7 @@ def test_tiers_and_regions_of_a_tenant_are_held_at_the_door_and_no_hint_widens_t
         assert found.ask(key).failed == (403, "not_allowed")
         assert found.ask(key, mesh={"region": "us"}).failed == (403, "not_allowed")
         reply = found.ask(key, model="cascade")
-        record = found.get(f"/mesh/traversals/{reply.body['mesh']['request_id']}", key).body
+        record = found.record(reply, key)
         assert [attempt["endpoint"] for hop in record["hops"] for attempt in hop["attempts"]] == ["eu"]
         rejected = [(each["candidate"], each["reason"]) for hop in record["hops"] for each in hop["rejected"]]
         assert rejected == [("small/us", "tenant"), ("large/us", "tenant")]
@@ -206,8 +207,7 @@ def test_what_a_tenant_was_promised_sets_what_its_requests_do_not_say(open_house
     own = open_house.tenant("own", sla=Sla.ENTERPRISE, priority=Priority.FASTEST)
 
     def record(key, **hints):
-        request_id = open_house.ask(key, mesh=hints).body["mesh"]["request_id"]
-        return open_house.get(f"/mesh/traversals/{request_id}", key).body
+        return open_house.record(open_house.ask(key, mesh=hints), key)
 
     shown = [(record(key)["sla"], record(key)["priority"]) for key in (free, best, own)]
     assert shown == [("free", "cheapest"), ("enterprise", "best"), ("enterprise", "fastest")]
@@ -416,6 +416,21 @@ def test_requests_per_minute_and_at_a_time_are_exact_over_two_replicas(tmp_path,
         assert [one.ask(busy).status, two.ask(busy).status] == [200, 200], "slots are free again"
         assert one.ask(fast).status == 429
         assert len([*first.bills, *second.bills]) == 18
+
+
+def test_where_nobody_can_count_nobody_is_let_in_and_nothing_is_called(tmp_path, file):
+    with house(tmp_path / "traces", file, [pinned_one()], REPLIES) as found:
+        key = found.tenant("acme", concurrency=3)
+        other = sqlite.connect(str(tmp_path / "ledger.sqlite3"), isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        refused = found.ask(key)
+        assert refused.failed == (503, "ledger_unavailable")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert found.get("/mesh/traversals", key).status == 200, "keys are known without the ledger"
+        other.execute("ROLLBACK")
+        other.close()
+        assert found.mesh.provider.asked == []
+        assert [found.ask(key).status for _ in range(4)] == [200] * 4, "no slot was lost"
 
 
 def test_a_client_that_leaves_gives_its_slot_back(tmp_path, file):

@@ -1,6 +1,7 @@
 """The register and the turnstile: what every store does, with the same suite on all of them."""
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -125,6 +126,34 @@ def test_in_any_sixty_seconds_so_many_begin_and_no_more(stand):
         assert (await let_in(book, "r6", FIVE)).retry_us == 10 * SECOND_US
 
     on(stand, work)
+
+
+def test_what_is_no_longer_looked_at_is_forgotten(stand):
+    async def work(book):
+        for n in range(12):
+            assert await let_in(book, f"r{n}", FIVE) is None
+            book.leave(f"r{n}", "acme")
+            stand.move(13 * SECOND_US)
+        assert await let_in(book, "last", FIVE) is None
+        assert _rows(stand, book, "pass") <= 5
+        assert _rows(stand, book, "slot") == 1
+
+    on(stand, work)
+
+
+def _rows(stand, book, table):
+    if stand.kind == "memory":
+        passes = book._sheet.passes
+        return len(passes._begun["acme"] if table == "pass" else passes._slots)
+    if stand.kind == "sqlite":
+        import pysqlite3.dbapi2 as sqlite
+
+        with contextlib.closing(sqlite.connect(stand.path)) as db:
+            return db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608
+    import psycopg
+
+    with psycopg.connect(stand.url) as db:
+        return db.execute(f"SELECT count(*) FROM ledger_{table}").fetchone()[0]  # noqa: S608
 
 
 def test_a_limit_that_is_changed_counts_what_began_before(stand):
