@@ -29,8 +29,13 @@ class Tenanted:
         """Add a tenant; a key of it that both replicas know."""
         self.command(self.mesh, "tenant", "add", name, *options)
         self.keys[name] = self.command(self.mesh, "tenant", "keys", name, "--new").strip()
-        self.both(lambda: self.get("/v1/models", name)[0] == 200 and self.mesh.get("/v1/models")[0] == 401)
+        self.both(lambda: self._knows(name))
         return self.keys[name]
+
+    def _knows(self, name: str) -> bool:
+        """Asked twice in a row with the key: of replicas that take turns, both have spoken then."""
+        known = [self.get("/v1/models", name)[0] == 200 for _ in range(2)]
+        return all(known) and self.mesh.get("/v1/models")[0] == 401
 
     def get(self, path: str, name: str) -> tuple[int, Any]:
         status, body = self.mesh.get(path, {"authorization": f"Bearer {self.keys[name]}"})
