@@ -41,6 +41,7 @@ class Transcript:
         shown = text
         for path, name in self._names:
             shown = shown.replace(path, name)
+        shown = "\n".join(line for line in shown.split("\n") if not line.startswith("WARNING: Location"))
         self.lines.append(shown)
         print(shown, flush=True)
 
@@ -221,7 +222,9 @@ def main() -> int:
     clone = folder / "model-mesh"
     try:
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-        transcript = Transcript([(str(clone), "~/model-mesh"), (str(folder), "~"), (str(ROOT), "~/model-mesh")])
+        transcript = Transcript(
+            [(str(clone), "~/model-mesh"), (str(folder), "~"), (str(ROOT), "~/model-mesh"), (sys.base_prefix, "/usr")]
+        )
         transcript.say(f"# A newcomer's way\n\n`python -m benchmarks.newcomer --keep`, {datetime.now(UTC):%Y-%m-%d}.")
         walk_through(clone, transcript)
     finally:
