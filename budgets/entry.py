@@ -15,9 +15,6 @@ GENESIS: Final = bytes(32)
 NO_CHAIN: Final = "-"
 """The chain of what belongs to no tenant."""
 
-RESOLUTIONS: Final = frozenset({EntryKind.SETTLED, EntryKind.RELEASED, EntryKind.EXPIRED})
-"""A reservation has one of these, once."""
-
 ALERTS: Final = frozenset({EntryKind.SOFT_LIMIT, EntryKind.OVERRUN})
 """What alerting reads."""
 

@@ -111,10 +111,6 @@ class Sheet:
     version: int = 0  # of the register
     passes: Passes = field(default_factory=MemoryPasses)
 
-    @property
-    def dirty(self) -> bool:
-        return bool(self.changed or self.held or self.freed or self.entries or self.limits)
-
 
 def ended_of(kind: str, chain: str, body: bytes) -> Ended:
     """A reservation's end, from the entry that says it."""

@@ -31,7 +31,6 @@ OPENING: Final = "SELECT count(*) FROM account"
 FIRST_POLL_S: Final = 0.000_05  # SQLite's own waiting for a lock begins at 1 ms: a transaction takes a tenth of that
 LONGEST_POLL_S: Final = 0.002
 WAL_PAGES: Final = 1_000  # beyond this, pages are moved into the file
-WAL_HEADER_BYTES: Final = 32
 
 
 class SqliteFile:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from mesh.choice import MAY_YIELD, Choice, Standing, Wanted, choose
-from mesh.node import Node, plain
+from mesh.node import Node
 from mesh.policy import Setting, named
 from mesh.state import Signal, State, Verdict
 from mesh.vocabulary import Cause, Kind, Priority, Reason, Risk
@@ -93,7 +93,7 @@ class Dispatch(Node):
 
     def describe(self) -> dict[str, Any]:
         assert self.predictor is not None  # noqa: S101 -- __post_init__ sets it
-        return {**Node.describe(self), "predictor": self.predictor.describe(), "risk_floors": plain(self.risk_floors)}
+        return {**Node.describe(self), "predictor": self.predictor.describe()}
 
     async def run(self, state: State, hop: "Hop") -> Verdict:
         if self.review and state.request.hints.priority is Priority.REVIEWED:

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from mesh.hop import CallFailed, Stopped
-from mesh.node import Demand, Node
+from mesh.node import Demand
 from mesh.policy import Setting, named
 from mesh.state import Answer, State, Verdict
-from mesh.vocabulary import FAILURES, OK, TRUNCATED, Cause, Failure, Kind
+from mesh.vocabulary import OK, TRUNCATED, Cause, Failure, Kind
+from nodes.caller import Caller
 
 if TYPE_CHECKING:
     from mesh.hop import Hop
@@ -18,7 +19,7 @@ US_PER_MS: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
-class Hedge(Node):
+class Hedge(Caller):
     """Ask a tier, and after a quantile of its run times a second one too. Outcomes as of `Model`: `ok`, `truncated`.
 
     The first whole reply is the answer. The other call is cancelled, and settled at what had come of it. A second call
@@ -61,20 +62,12 @@ class Hedge(Node):
         return frozenset({OK, TRUNCATED})
 
     @property
-    def failures(self) -> frozenset[str]:
-        return FAILURES
-
-    @property
     def demand(self) -> Demand:
         return Demand(model_calls=2, output_tokens=self.max_tokens, seconds=None)
 
     @property
     def tiers(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((self.tier, self._second)))
-
-    @property
-    def optional_tiers(self) -> tuple[str, ...]:
-        return self.tiers if self.optional else ()
 
     @property
     def stream(self) -> bool | None:

@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 import orjson
 
-from mesh.node import Demand, Node
+from mesh.node import Demand
 from mesh.policy import Setting, named
 from mesh.state import Answer, Signal, State, Verdict
-from mesh.vocabulary import FAILURES, Cause, Kind
+from mesh.vocabulary import Cause, Kind
 from nodes.asking import ANSWER_TOKENS, Distribution, Spellings, ask, fenced, transcript
+from nodes.caller import Caller
 
 if TYPE_CHECKING:
     from mesh.hop import Hop
@@ -27,7 +28,7 @@ YES_NO: Final[Spellings] = {"yes": ("yes", "y"), "no": ("no", "n")}
 
 
 @dataclass(frozen=True, slots=True)
-class Judge(Node):
+class Judge(Caller):
     """Ask another tier whether the latest answer is good. Outcomes: `valid`, `invalid`, `unsure`, standard failures.
 
     The score is the probability of "yes" against "no", by the first token's log-probabilities where the tier tells
@@ -71,20 +72,8 @@ class Judge(Node):
         return frozenset({VALID, INVALID, UNSURE})
 
     @property
-    def failures(self) -> frozenset[str]:
-        return FAILURES
-
-    @property
     def demand(self) -> Demand:
         return Demand(model_calls=self.attempts, output_tokens=ANSWER_TOKENS, seconds=None)
-
-    @property
-    def tiers(self) -> tuple[str, ...]:
-        return (self.tier,)
-
-    @property
-    def optional_tiers(self) -> tuple[str, ...]:
-        return self.tiers if self.optional else ()
 
     @property
     def numbers(self) -> frozenset[str]:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 from mesh.node import Demand, Node
 from mesh.policy import Setting, named
 from mesh.state import Signal, State, Verdict
-from mesh.vocabulary import FAILURES, Cause, Kind
+from mesh.vocabulary import Cause, Kind
 from nodes.asking import ANSWER_TOKENS, ask, fenced
 from nodes.calibration import ANY_STYLE, Calibration, calibration_of
+from nodes.caller import Caller
 from nodes.labels import UNSURE
 from nodes.questions import Question
 
@@ -25,7 +26,7 @@ INSTRUCTION: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class LLMClassifier(Node):
+class LLMClassifier(Caller):
     """Ask a tier a typed question about the request. Outcomes: those of the question, `unsure`, standard failures.
 
     One call of a few tokens. Where the tier tells log-probabilities, those of the first token are the distribution;
@@ -76,20 +77,8 @@ class LLMClassifier(Node):
         return self.question.outcomes | {UNSURE}
 
     @property
-    def failures(self) -> frozenset[str]:
-        return FAILURES
-
-    @property
     def demand(self) -> Demand:
         return Demand(model_calls=self.attempts, output_tokens=ANSWER_TOKENS, seconds=None)
-
-    @property
-    def tiers(self) -> tuple[str, ...]:
-        return (self.tier,)
-
-    @property
-    def optional_tiers(self) -> tuple[str, ...]:
-        return self.tiers if self.optional else ()
 
     @property
     def numbers(self) -> frozenset[str]:

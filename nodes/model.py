@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mesh.node import Demand, Node
+from mesh.node import Demand
 from mesh.state import State, Verdict
-from mesh.vocabulary import CUT, FAILURES, OK, TRUNCATED, Capability, Cause, Failure, Kind
+from mesh.vocabulary import CUT, OK, TRUNCATED, Capability, Cause, Failure, Kind
+from nodes.caller import Caller
 
 if TYPE_CHECKING:
     from mesh.hop import Hop
@@ -15,7 +16,7 @@ Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Model(Node):
+class Model(Caller):
     """Ask a tier. Outcomes: `ok`, `truncated` (the length limit cut the reply), and the standard failures.
 
     Where the graph leads both outcomes straight to END, the reply goes to the client as it comes.
@@ -66,20 +67,8 @@ class Model(Node):
         return frozenset({OK, TRUNCATED})
 
     @property
-    def failures(self) -> frozenset[str]:
-        return FAILURES
-
-    @property
     def demand(self) -> Demand:
         return Demand(model_calls=self.attempts, output_tokens=self.max_tokens, seconds=None)
-
-    @property
-    def tiers(self) -> tuple[str, ...]:
-        return (self.tier,)
-
-    @property
-    def optional_tiers(self) -> tuple[str, ...]:
-        return self.tiers if self.optional else ()
 
     async def run(self, state: State, hop: "Hop") -> Verdict:
         request = state.request

@@ -27,7 +27,7 @@ class Predictor(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Plain data that says all of it, for the graph's version."""
-        return {"type": type(self).__qualname__, **{name: plain(getattr(self, name)) for name in _fields(self)}}
+        return {"type": type(self).__qualname__, **plain(self)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,3 @@ class Prior(Predictor):
         complexity = state.signals.get("complexity")
         easy = 1.0 - (float(complexity) if isinstance(complexity, (int, float)) else 0.0)
         return 1.0 - easy * (1.0 - self.hardness.get(str(state.signals.get("task")), 0.0))
-
-
-def _fields(predictor: Predictor) -> tuple[str, ...]:
-    return tuple(getattr(predictor, "__dataclass_fields__", ()))

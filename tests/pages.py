@@ -69,8 +69,8 @@ def _trimmed(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.strip().splitlines())
 
 
-def run_page(page: Path, folder: Path, *, skip: tuple[str, ...] = ()) -> int:
-    """Run all that can be run; returns how many blocks were. Commands that begin with one of `skip` are left out."""
+def run_page(page: Path, folder: Path) -> int:
+    """Run all that can be run; returns how many blocks were."""
     ran = 0
     for block in blocks_of(page):
         where = f"{page.name}:{block.line}"
@@ -83,8 +83,7 @@ def run_page(page: Path, folder: Path, *, skip: tuple[str, ...] = ()) -> int:
             assert done.returncode == 0, f"{where}\n{done.stdout}{done.stderr}"
         elif block.language == "console":
             for command in commands_of(block):
-                if not command.line.startswith(skip or ("\0",)):
-                    _must_print(command, folder, where)
+                _must_print(command, folder, where)
         else:
             continue
         ran += 1

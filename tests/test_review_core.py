@@ -480,7 +480,8 @@ def test_concurrent_calls_of_one_node_keep_their_usage_apart():
 # -- graphs ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_join_is_reached_from_inside_its_branches_only():
+def entered_at(target: str) -> Graph:
+    """A fan-out with its join, and an edge from outside to one of its nodes."""
     graph = Graph("odd")
     graph.add_node("first", Say())
     graph.add_node("a", Say())
@@ -488,10 +489,15 @@ def test_a_join_is_reached_from_inside_its_branches_only():
     graph.add_node("join", Join())
     graph.add_edge(START, "first")
     graph.add_edge("first", ("a", "b"), on="pass")
-    graph.add_edge("first", "join", on="fail")
+    graph.add_edge("first", target, on="fail")
     graph.add_edge("a", "join")
     graph.add_edge("b", "join")
     graph.add_edge("join", END)
+    return graph
+
+
+def test_a_join_is_reached_from_inside_its_branches_only():
+    graph = entered_at("join")
     with pytest.raises(GraphError, match="first --fail--> join"):
         graph.build()
 
@@ -508,17 +514,7 @@ def test_a_join_is_no_branch():
 
 
 def test_nobody_enters_a_branch_from_outside():
-    graph = Graph("odd")
-    graph.add_node("first", Say())
-    graph.add_node("a", Say())
-    graph.add_node("b", Say())
-    graph.add_node("join", Join())
-    graph.add_edge(START, "first")
-    graph.add_edge("first", ("a", "b"), on="pass")
-    graph.add_edge("first", "a", on="fail")
-    graph.add_edge("a", "join")
-    graph.add_edge("b", "join")
-    graph.add_edge("join", END)
+    graph = entered_at("a")
     with pytest.raises(GraphError, match="first --fail--> a"):
         graph.build()
 

@@ -2,14 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
 
 from mesh.catalogue import Catalogue, ModelSpec
 from mesh.node import Node
 from mesh.units import US_PER_S
 from mesh.vocabulary import FAULT, Dimension, Failure, Kind
-
-ONE_CALL: Final = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -76,9 +76,6 @@ class Map:
         """Where the branches of this fan-out meet."""
         return self.graph.joins[source, on]
 
-    def is_join(self, name: str) -> bool:
-        return name in self.graph.nodes and self.graph.nodes[name].kind is Kind.JOIN
-
     def counts(self, name: str) -> bool:
         """Whether the caps on hops and visits count a run of the node."""
         return name != START and self.needs[name].counted

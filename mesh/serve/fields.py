@@ -114,7 +114,6 @@ class AssistantMessage(Fields):
     tool_calls: list[ToolCall] | None = None
 
 
-ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
 Message: TypeAlias = Annotated[SpokenMessage | AssistantMessage, Field(discriminator="role")]
 
 
