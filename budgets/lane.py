@@ -1,4 +1,9 @@
-"""The threads of a durable ledger: lanes carry out operations in batches, a syncer makes them survive a power cut."""
+"""How a durable ledger works: lanes carry out operations in batches, a syncer makes them survive a power cut.
+
+A transaction of an embedded store takes less time than to wake a thread does. So an event loop carries out itself what
+its requests ask of a quick store, all of one turn of the loop in one batch; where somebody else writes to the file, or
+the store cannot be asked, the lane's thread takes over and waits.
+"""
 
 import asyncio
 import contextlib
@@ -11,7 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeAlias
 
 from budgets.operation import Conflict, Flush, Found, Operation, Reserve, Resolve
-from budgets.store import InDoubtError, LedgerStore
+from budgets.store import BusyError, InDoubtError, LedgerStore
 from mesh.errors import LedgerUnavailableError
 
 log = logging.getLogger("mesh.ledger")
@@ -20,6 +25,7 @@ LINGER_S: Final = 0.005
 """How long what nobody waits for may wait for company."""
 
 MAX_BATCH: Final = 256
+MAX_HERE: Final = 64  # operations that an event loop carries out at once: some milliseconds; of more, the thread does
 IDLE_S: Final = 0.25  # a lane looks by itself this often, should its event loop have gone
 FIRST_RETRY_S: Final = 0.05
 LONGEST_RETRY_S: Final = 1.0
@@ -39,7 +45,7 @@ Unheard: TypeAlias = Callable[[Job, Any], None]
 
 
 class Lane:
-    """One thread that carries out operations in the order in which they came."""
+    """Carries out operations in the order in which they came: on the event loop where that is quick, else by thread."""
 
     def __init__(self, store: LedgerStore, number: int, syncer: "Syncer | None") -> None:
         self.problem: str | None = None
@@ -49,7 +55,9 @@ class Lane:
         self._jobs: deque[Job] = deque()
         self._tokens: SimpleQueue[None] = SimpleQueue()
         self._at_work = 0
-        self._armed = False
+        self._turn = threading.Lock()  # whoever has it carries out what is queued
+        self._armed = False  # a look at what nobody waits for is due
+        self._asked = False  # so is one at what somebody waits for
         self._stopping = False
         self._retry_s = 0.0
         self._thread = threading.Thread(target=self._run, name=f"mesh-ledger-{number}", daemon=True)
@@ -67,22 +75,45 @@ class Lane:
             return
         self._jobs.append(job)
         if job.waiter is not None:
-            self._tokens.put(None)
+            self._hurry(job.waiter.get_loop())
         elif not self._armed:
             self._armed = True
             try:
-                asyncio.get_running_loop().call_later(LINGER_S, self._wake)
+                asyncio.get_running_loop().call_later(LINGER_S, self._linger)
             except RuntimeError:
-                self._wake()
+                self._armed = False
+                self._tokens.put(None)
+
+    def _hurry(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._store.quick:
+            self._tokens.put(None)
+        elif not self._asked:
+            self._asked = True
+            loop.call_soon(self._now)  # behind what else this turn of the loop asks
 
     def stop(self) -> None:
         self._stopping = True
         self._tokens.put(None)
         self._thread.join()
 
-    def _wake(self) -> None:
+    def _linger(self) -> None:
         self._armed = False
-        self._tokens.put(None)
+        self._here()
+
+    def _now(self) -> None:
+        self._asked = False
+        self._here()
+
+    def _here(self) -> None:
+        """Carry out what is queued on this thread, the event loop's, where that does not block; else let ours do it."""
+        easy = self._store.quick and self.problem is None and len(self._jobs) <= MAX_HERE
+        if easy and self._turn.acquire(blocking=False):
+            try:
+                self._drain(patient=False)
+            finally:
+                self._turn.release()
+        if self._jobs:
+            self._tokens.put(None)
 
     def _run(self) -> None:
         while not self._stopping:
@@ -90,32 +121,40 @@ class Lane:
                 self._tokens.get(timeout=self._retry_s or IDLE_S)
                 while not self._tokens.empty():
                     self._tokens.get_nowait()
+            self._armed = self._asked = False  # should their event loop have gone
+            with self._turn:
+                self._drain()
+        with self._turn:
             self._drain()
-        self._drain()
-        self._fail(list(self._jobs), LedgerUnavailableError("it was closed"))
+            left = list(self._jobs)
+            self._jobs.clear()  # nobody may find them when the store is closed
+        self._fail(left, LedgerUnavailableError("it was closed"))
 
-    def _drain(self) -> None:
+    def _drain(self, *, patient: bool = True) -> None:
         while self._jobs:
             batch = [self._jobs.popleft() for _ in range(min(len(self._jobs), MAX_BATCH))]
             self._at_work = len(batch)
-            asked = self._work([job for job in batch if job.waiter is None or not job.waiter.done()])
+            asked = self._work([job for job in batch if job.waiter is None or not job.waiter.done()], patient=patient)
             self._at_work = 0
             if not asked:
                 return
 
-    def _work(self, jobs: list[Job]) -> bool:
-        """Carry out a batch. False if the store cannot be asked: what nobody waits for is then owed."""
+    def _work(self, jobs: list[Job], *, patient: bool) -> bool:
+        """Carry out a batch. False if the store cannot be asked now: what nobody waits for is then owed."""
         if not jobs:
             return True
         try:
-            outcomes = self._store.apply(self._number, [job.operation for job in jobs])
+            outcomes = self._store.apply(self._number, [job.operation for job in jobs], patient=patient)
+        except BusyError:
+            self._jobs.extendleft(reversed(jobs))
+            return False
         except LedgerUnavailableError as error:
             self._owe(jobs, error)
             return False
         except Exception as error:
             if len(jobs) > 1:
-                outcomes = [self._work([job]) for job in jobs]  # one is at fault, and the others must not suffer
-                return all(outcomes)
+                asked = [self._work([job], patient=True) for job in jobs]  # one is at fault, the others must not suffer
+                return all(asked)
             log.exception("an operation of the ledger failed and is dropped: %s", type(jobs[0].operation).__name__)
             self._fail(jobs, error)
             return True

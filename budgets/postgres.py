@@ -70,6 +70,7 @@ class PostgresLedgerStore:
     """
 
     syncs = False
+    quick = False
 
     def __init__(self, url: str, *, lanes: int = LANES) -> None:
         """Connect, and make or migrate the tables.
@@ -86,7 +87,7 @@ class PostgresLedgerStore:
         with unavailable(), self._connected() as db:
             _migrate(db)
 
-    def apply(self, lane: int, operations: Sequence[Operation]) -> list[Any]:
+    def apply(self, lane: int, operations: Sequence[Operation], *, patient: bool = True) -> list[Any]:
         asked = [operation for operation in operations if not isinstance(operation, Flush)]
         if not asked:
             return [None] * len(operations)

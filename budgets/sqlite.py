@@ -39,6 +39,7 @@ from budgets.register import Item
 from budgets.sheet import Ended, Hold, Page, Sheet, apply, ended_of, overrides_by_key, statement_of
 from budgets.sqlite_file import Connection, SqliteFile
 from budgets.sqlite_register import ITEM, SqlitePasses, items_after, load_items, write_items
+from budgets.store import BusyError
 from mesh.vocabulary import EntryKind, Scope
 
 BUSY_S: Final = 2.0  # how long a transaction waits for those of other processes
@@ -89,6 +90,7 @@ class SqliteLedgerStore:
 
     lanes = 1
     syncs = True
+    quick = True
 
     def __init__(self, path: Path, *, clock: StoreClock | None = None, busy_s: float = BUSY_S) -> None:
         """Open the file, and make or migrate it; its folder is made with mode 0700, the file with 0600.
@@ -102,20 +104,26 @@ class SqliteLedgerStore:
         self._known = _Known()
         self._lock = threading.Lock()  # an archive is written by another thread than the lane's
 
-    def apply(self, lane: int, operations: Sequence[Operation]) -> list[Any]:
+    def apply(self, lane: int, operations: Sequence[Operation], *, patient: bool = True) -> list[Any]:
         if all(isinstance(operation, Flush) for operation in operations):
             return [None] * len(operations)
-        with self._lock:
-            known, self._known = self._known, _Known()  # nothing is known if this transaction is not kept
-            with self._file.transaction() as db:
-                known = known.current(db)
-                sheet = Sheet(self._clock.now_us(), self._clock.lease_us(), self._clock.boot)
-                _load(db, operations, known, sheet)
-                load_items(db, operations, sheet)
-                sheet.passes = SqlitePasses(db, self._clock.boot)
-                outcomes = [apply(operation, sheet) for operation in operations]
-                _write(db, sheet)
-            self._known = known.kept()
+        if not self._lock.acquire(blocking=patient):
+            raise BusyError
+        try:
+            return self._applied(operations, patient=patient)
+        finally:
+            self._lock.release()
+
+    def _applied(self, operations: Sequence[Operation], *, patient: bool) -> list[Any]:
+        with self._file.transaction(patient=patient) as db:
+            known, self._known = self._known.current(db), _Known()  # nothing is known if this is not kept
+            sheet = Sheet(self._clock.now_us(), self._clock.lease_us(), self._clock.boot)
+            _load(db, operations, known, sheet)
+            load_items(db, operations, sheet)
+            sheet.passes = SqlitePasses(db, self._clock.boot)
+            outcomes = [apply(operation, sheet) for operation in operations]
+            _write(db, sheet)
+        self._known = known.kept()
         return outcomes
 
     def sync(self) -> None:

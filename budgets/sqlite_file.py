@@ -10,7 +10,7 @@ from typing import Final
 
 import pysqlite3.dbapi2 as sqlite
 
-from budgets.store import InDoubtError
+from budgets.store import BusyError, InDoubtError
 from mesh.errors import LedgerUnavailableError
 from mesh.store.sqlite_file import (
     OPEN_TRIES,
@@ -56,16 +56,17 @@ class SqliteFile:
             self._open(OPEN_TRIES)
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[Connection]:
+    def transaction(self, *, patient: bool = True) -> Iterator[Connection]:
         """A write transaction. Kept if the body ends without an exception.
 
         Raises:
             LedgerUnavailableError: locked for too long, full, read-only, gone.
+            BusyError: locked, and `patient` is False.
         """
         with unavailable(self.path):
             self._reopen_if_moved()
             db = self._db
-            self._begin(db)
+            self._begin(db, patient=patient)
             try:
                 yield db
             except BaseException:
@@ -132,7 +133,7 @@ class SqliteFile:
             self.close()
             self._open(1)
 
-    def _begin(self, db: Connection) -> None:
+    def _begin(self, db: Connection, *, patient: bool) -> None:
         until_s = time.perf_counter() + self._busy_s
         poll_s = FIRST_POLL_S
         while True:
@@ -141,6 +142,8 @@ class SqliteFile:
             except sqlite.OperationalError as error:
                 if not _is_busy(error) or time.perf_counter() > until_s:
                     raise
+                if not patient:
+                    raise BusyError from error
                 time.sleep(poll_s)
                 poll_s = min(LONGEST_POLL_S, poll_s * 1.5)
             else:

@@ -15,6 +15,10 @@ class InDoubtError(LedgerUnavailableError):
     """The store went away in the middle of a commit: whether the batch was kept is not known."""
 
 
+class BusyError(Exception):
+    """Somebody else is writing now, and nothing was done. Raised only where the caller would not wait."""
+
+
 class LedgerStore(Protocol):
     """Operations in, outcomes out. Every method raises LedgerUnavailableError where the store cannot be asked."""
 
@@ -28,8 +32,20 @@ class LedgerStore(Protocol):
         """Whether what was applied survives a power cut only after `sync`."""
         ...
 
-    def apply(self, lane: int, operations: Sequence[Operation]) -> list[Any]:
-        """Carry out a batch in one transaction, in order: all of it is kept, or nothing. One outcome each."""
+    @property
+    def quick(self) -> bool:
+        """Whether a batch takes so little time, while nobody else writes, that an event loop may carry it out."""
+        ...
+
+    def apply(self, lane: int, operations: Sequence[Operation], *, patient: bool = True) -> list[Any]:
+        """Carry out a batch in one transaction, in order: all of it is kept, or nothing. One outcome each.
+
+        Args:
+            patient: whether to wait for others who write.
+
+        Raises:
+            BusyError: others write, and `patient` is False. Only a `quick` store is ever asked so.
+        """
         ...
 
     def sync(self) -> None:

@@ -10,7 +10,7 @@ from budgets.account import NOTHING
 from budgets.durable import DurableLedger
 from budgets.operation import Look
 from budgets.sqlite import SqliteLedgerStore
-from budgets.store import InDoubtError
+from budgets.store import BusyError, InDoubtError
 from mesh.errors import LedgerUnavailableError
 from tests.ledgers import request, tenant, usd
 
@@ -24,19 +24,23 @@ class Store(SqliteLedgerStore):
         self.gate = threading.Event()
         self.gate.set()
         self.batches = []
+        self.threads = []
         self.lost_commits = 0
         self.away = False
         self.asked = 0
 
-    def apply(self, lane, operations):
+    def apply(self, lane, operations, *, patient=True):
+        if not patient and not self.gate.is_set():
+            raise BusyError
         self.gate.wait(10)
         self.asked += 1
         if self.away:
             raise LedgerUnavailableError("away")
         if Look("faulty") in operations:
             raise KeyError("a fault of ours")
-        outcomes = super().apply(lane, operations)
+        outcomes = super().apply(lane, operations, patient=patient)
         self.batches.append(len(operations))
+        self.threads.append(threading.current_thread())
         if self.lost_commits:
             self.lost_commits -= 1
             raise InDoubtError("the answer was lost")
@@ -70,6 +74,31 @@ def test_what_queues_up_meanwhile_is_one_transaction(tmp_path):
         outcomes = await asyncio.gather(*asking, return_exceptions=True)
         assert sum(not isinstance(each, Exception) for each in outcomes) == 50
         assert max(store.batches) >= 90
+
+    on(tmp_path, work)
+
+
+def test_while_nobody_else_writes_the_event_loop_books_by_itself_and_what_one_turn_asks_is_one_transaction(tmp_path):
+    async def work(book, store):
+        asking = [book.reserve(f"r{n}:0:1", usd(1), (tenant(),)) for n in range(20)]
+        held = await asyncio.gather(*asking)
+        assert store.batches == [20]
+        await book.settle(held[0], usd(1), estimated=False)
+        await book.reserve("later:0:1", usd(1), (tenant(),))
+        assert store.batches == [20, 2]  # what nobody waited for went with it
+        assert set(store.threads) == {threading.main_thread()}
+
+    on(tmp_path, work)
+
+
+def test_while_somebody_else_writes_the_thread_waits_and_the_event_loop_goes_on(tmp_path):
+    async def work(book, store):
+        with SqliteLedgerStore(store.path)._file.transaction():  # another process's, as far as SQLite can tell
+            asking = asyncio.ensure_future(book.reserve("r:0:1", usd(1), (tenant(),)))
+            await asyncio.sleep(0.05)
+            assert not asking.done()
+        assert (await asking).state == "live"
+        assert threading.main_thread() not in store.threads
 
     on(tmp_path, work)
 

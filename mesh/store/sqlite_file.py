@@ -167,7 +167,7 @@ def must_be_safe(path: Path) -> None:
 def inode(path: Path) -> tuple[int, int] | None:
     """What tells a file from one that has taken its place; None where there is none."""
     try:
-        found = path.stat()
+        found = os.stat(path)  # noqa: PTH116 -- a third of the time of `Path.stat`, and asked at each transaction
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
