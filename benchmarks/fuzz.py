@@ -318,7 +318,7 @@ def _api(store: SqliteStore, writer: TraversalWriter) -> Api:
         pages=TraversalPages(store),
         budgets=BudgetPages(ledger, tenancy),
         tenancy=tenancy,
-        bypasses=Bypasses(ledger, meshes, clock),
+        bypasses=Bypasses(ledger, meshes, tenancy.now_us),
         idempotency=Idempotency(SqliteContents(store.path.parent), ledger),
         metrics=Metrics(store, writer, replica="fuzzed"),
         readiness=Readiness(meshes, []),

@@ -12,7 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -30,6 +30,9 @@ from mesh.vocabulary import Scope
 
 TASKS: Final = 64
 RATE_PER_S: Final = 1_000
+SQLITE_PAIRS_PER_S: Final = 5_000  # promised, as is all of `_promised`
+POSTGRES_PAIRS_PER_S: Final = 1_000
+SLACK_US: Final = 2_000
 SYNCS: Final = 100
 QUOTE: Final = Amount(1_000, 100, 1, 1)
 BILL: Final = Amount(600, 60, 1, 1)
@@ -42,11 +45,21 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="mesh-ledger-") as name:
         folder = Path(name)
         figures["fsync_us"] = fsync_us(folder)
+        figures["promised"] = _promised(figures["fsync_us"])
         figures["sqlite"] = _measured(lambda part: ledger_url(folder / part), _bare_sqlite(folder), asked)
     if not asked.no_postgres:
         figures["postgresql"] = _postgresql(asked)
     print(json.dumps(figures, indent=1))
     return 0
+
+
+def _promised(sync_us: Mapping[str, int]) -> dict[str, Any]:
+    """What the figures below are held against: pairs a second at least, and at most so long for a reserve."""
+    return {
+        "sqlite_pairs_per_s": SQLITE_PAIRS_PER_S,
+        "postgresql_pairs_per_s_32_tenants": POSTGRES_PAIRS_PER_S,
+        f"sqlite_reserve_at_{RATE_PER_S}_per_s_p99_us": 2 * sync_us["p50_us"] + SLACK_US,
+    }
 
 
 def _arguments() -> argparse.Namespace:

@@ -1,38 +1,44 @@
 """Change the ledger's code in one place at a time, and see whether its tests notice.
 
 `python -m benchmarks.mutants --count 100`, or a part of `make prove`. A mutant that no test notices is printed with its
-place: either a test is missing there, or the change makes no difference.
+place: either a test is missing there, or the change makes no difference. The tests run once unchanged, to learn which
+of them run which lines; a mutant is then shown to those that run its lines, the quickest first.
 """
 
 import argparse
 import ast
 import copy
+import json
 import os
+import queue
 import random
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from benchmarks.touched import VARIABLE
+
 ROOT: Final = Path(__file__).resolve().parent.parent
-COPIED: Final = ("benchmarks", "budgets", "graphs", "mesh", "nodes", "tests", "pyproject.toml")
-LIMIT_S: Final = 90.0  # a mutant that hangs is noticed too
+COPIED: Final = ("benchmarks", "budgets", "graphs", "mesh", "nodes", "tests", "policies", "docs", "pyproject.toml")
+LIMIT_S: Final = 120.0  # a mutant that hangs is noticed too
+LEARN_S: Final = 900.0
+MOST_FAILING: Final = 3
 LEAST_SHARE: Final = 0.85
-LEDGER: Final = (
-    *("account", "address", "archive", "audit", "durable", "entry", "lane", "ledger", "memory", "open"),
-    *("operation", "outcome", "period", "sheet", "sqlite", "sqlite_file", "sqlite_schema", "sweeper"),
-    *("clerk", "directory", "keys", "limits", "payer", "projection", "register", "sqlite_register", "tenants"),
-    "turnstile",
-)
+NO_CODE: Final = frozenset({"__init__", "beside_schema", "store"})  # a docstring, texts, a protocol
+LEDGER: Final = tuple(file.stem for file in sorted((ROOT / "budgets").glob("*.py")) if file.stem not in NO_CODE)
 TESTS: Final = (
     *("ledger_rules", "ledger_audit", "ledger_lane", "ledger_model", "ledger_faults", "ledger_http"),
-    *("tenants_rules", "tenants_register"),
+    *("tenants_rules", "tenants_register", "tenants_budgets", "throttle", "alerts", "bypass", "pressure", "clamp"),
+    *("tenants_http", "tenants_cli", "door", "graph_build", "ledger_parts", "bills", "register"),
 )
-SKIPPED: Final = "not postgres and not Postgres and not server and not cluster"
+POSTGRES: Final = "postgres or Postgres or server"
+"""What needs a server: shown to changes of its own files only, as a server takes seconds to start."""
 
 _COMPARED: Final[dict[type[ast.cmpop], type[ast.cmpop]]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -52,6 +58,34 @@ class Mutant:
     number: int
     line: int
     what: str
+    last: int = 0  # the last line of what is changed
+
+    @property
+    def shown(self) -> str:
+        return f"{self.file.relative_to(ROOT)}:{self.line}: {self.what}"
+
+    @property
+    def of_server(self) -> bool:
+        return self.file.stem.startswith("postgres")
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """Which tests run which lines (`file:line`), and how long each took."""
+
+    lines: Mapping[str, Collection[str]]
+    took_s: Mapping[str, float]
+
+    def tests_of(self, mutant: Mutant) -> list[str]:
+        """The tests to show a mutant, the quickest first.
+
+        Of a line that runs at import only, or in processes of their own, all tests that run any line of its file.
+        """
+        name = mutant.file.name
+        found = {test for at in range(mutant.line, mutant.last + 1) for test in self.lines.get(f"{name}:{at}", ())}
+        if not found:
+            found = {test for line, tests in self.lines.items() if line.startswith(f"{name}:") for test in tests}
+        return sorted(found, key=lambda test: self.took_s.get(test, 0.0))
 
 
 @dataclass(slots=True)
@@ -70,57 +104,89 @@ class Tally:
         return f"mutants: {self.killed} of {tried} changes to the ledger were noticed ({self.share:.0%})"
 
 
-def mutants(seed: int, count: int, tell: Callable[[str], None]) -> Tally:
-    """Try so many changes, chosen by the seed."""
-    places = [place for name in LEDGER for place in places_of(ROOT / "budgets" / f"{name}.py")]
+def mutants(
+    seed: int,
+    count: int,
+    tell: Callable[[str], None],
+    *,
+    only: Collection[str] = LEDGER,
+    jobs: int = 1,
+) -> Tally:
+    """Try so many changes, chosen by the seed, of these files of `budgets/`."""
+    places = [place for name in LEDGER if name in only for place in places_of(ROOT / "budgets" / f"{name}.py")]
     chosen = random.Random(seed).sample(places, min(count, len(places)))
     tally = Tally()
     with tempfile.TemporaryDirectory(prefix="mesh-mutants-") as name:
-        folder = Path(name)
-        _copy(folder)
-        if not passes(folder):
-            raise RuntimeError("the ledger's tests fail without any change")
-        for mutant in chosen:
-            target = folder / mutant.file.relative_to(ROOT)
-            before = target.read_text()
-            target.write_text(mutated(before, mutant.number))
-            if passes(folder):
-                tally.alive.append(mutant)
-                tell(f"  not noticed: {mutant.file.relative_to(ROOT)}:{mutant.line}: {mutant.what}")
-            else:
-                tally.killed += 1
-            target.write_text(before)
+        trees = [Path(name) / f"tree{number}" for number in range(jobs)]
+        for tree in trees:
+            _copy(tree)
+        learned = {server: _learned(trees[0], server) for server in {one.of_server for one in chosen}}
+        free: queue.SimpleQueue[Path] = queue.SimpleQueue()
+        for tree in trees:
+            free.put(tree)
+
+        def noticed(mutant: Mutant) -> bool:
+            tree = free.get()
+            try:
+                return _noticed(tree, mutant, learned[mutant.of_server].tests_of(mutant))
+            finally:
+                free.put(tree)
+
+        with ThreadPoolExecutor(jobs) as threads:
+            for mutant, killed in zip(chosen, threads.map(noticed, chosen), strict=True):
+                if killed:
+                    tally.killed += 1
+                else:
+                    tally.alive.append(mutant)
+                    tell(f"  not noticed: {mutant.shown}")
     return tally
 
 
-def passes(folder: Path) -> bool:
-    """Whether the ledger's tests pass on the tree in this folder."""
-    files = [f"tests/test_{name}.py" for name in TESTS]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-x",
-        "-q",
-        *files,
-        "-k",
-        SKIPPED,
-        "-p",
-        "no:cacheprovider",
-        "--timeout=30",
-    ]
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    try:
-        ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=LIMIT_S, check=False)
-    except subprocess.TimeoutExpired:
+def _noticed(tree: Path, mutant: Mutant, tests: Sequence[str]) -> bool:
+    """Whether any of the tests fails with the change."""
+    if not tests:
         return False
-    return ran.returncode == 0
+    target = tree / mutant.file.relative_to(ROOT)
+    before = target.read_text()
+    target.write_text(mutated(before, mutant.number))
+    try:
+        return _run(tree, ["-x", *tests], LIMIT_S) != 0
+    except subprocess.TimeoutExpired:
+        return True
+    finally:
+        target.write_text(before)
+
+
+def _learned(tree: Path, server: bool) -> Learned:  # noqa: FBT001 -- of the server's files, or of all others
+    """Run the tests without any change, and learn which lines each of them runs. One that fails now shows nothing.
+
+    Raises:
+        RuntimeError: more of them fail than being watched so closely explains.
+    """
+    wanted = f"({POSTGRES})" if server else f"not ({POSTGRES}) and not cluster"
+    told = tree / "touched.json"
+    files = [f"tests/test_{name}.py" for name in TESTS]
+    _run(tree, ["-k", wanted, "-p", "benchmarks.touched", *files], LEARN_S, {VARIABLE: str(told)})
+    learned = json.loads(told.read_text())
+    if len(failed := learned.pop("failed")) > MOST_FAILING:
+        raise RuntimeError(f"the ledger's tests fail without any change: {', '.join(failed)}")
+    lines = {line: set(tests) - set(failed) for line, tests in learned["lines"].items()}
+    return Learned(lines, learned["took_s"])
+
+
+def _run(tree: Path, arguments: Sequence[str], limit_s: float, more: Mapping[str, str] | None = None) -> int:
+    """Run pytest on a tree; its exit code."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout=30", *arguments]
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **(more or {})}
+    ran = subprocess.run(command, cwd=tree, env=environment, capture_output=True, timeout=limit_s, check=False)
+    return ran.returncode
 
 
 def places_of(file: Path) -> Iterator[Mutant]:
     """Everything in a file that can be changed."""
     for number, (node, what) in enumerate(_places(ast.parse(file.read_text()))):
-        yield Mutant(file, number, getattr(node, "lineno", 0), what)
+        line = getattr(node, "lineno", 0)
+        yield Mutant(file, number, line, what, getattr(node, "end_lineno", None) or line)
 
 
 def mutated(source: str, number: int) -> str:
@@ -202,6 +268,7 @@ def _is_none(node: ast.expr) -> bool:
 
 
 def _copy(folder: Path) -> None:
+    folder.mkdir()
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():
@@ -215,8 +282,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mutants", description=__doc__)
     parser.add_argument("--count", type=int, default=100, help="how many changes (default 100)")
     parser.add_argument("--seed", type=int, default=1, help="which ones (default 1)")
+    parser.add_argument("--only", action="append", metavar="NAME", help="only this file of budgets/, without .py")
+    parser.add_argument("--jobs", type=int, default=1, help="so many at a time (default 1)")
     asked = parser.parse_args(arguments)
-    tally = mutants(asked.seed, asked.count, lambda text: print(text, flush=True))
+    if unknown := set(asked.only or ()) - set(LEDGER):
+        parser.error(f"no such file of budgets/: {', '.join(sorted(unknown))}")
+    tally = mutants(
+        asked.seed, asked.count, lambda text: print(text, flush=True), only=asked.only or LEDGER, jobs=asked.jobs
+    )
     print(tally.line())
     return 0 if tally.share >= LEAST_SHARE else 1
 

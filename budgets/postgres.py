@@ -215,17 +215,42 @@ class PostgresLedgerStore:
     @contextlib.contextmanager
     def _reader(self) -> Iterator["psycopg.Connection[Any]"]:
         """A connection in a transaction that sees one state of the database."""
-        with self._lock, unavailable():
-            db = self._reading
-            if db is None or db.closed:
-                db = self._reading = self._connected()
-                db.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-            try:
-                with db.transaction():
-                    yield db
-            except psycopg.OperationalError:
-                db.close()
-                raise
+        with self._lock, unavailable(), contextlib.ExitStack() as begun:
+            self._reading = begin(begun, self._reading, self._snapshots)
+            yield self._reading
+
+    def _snapshots(self) -> "psycopg.Connection[Any]":
+        db = self._connected()
+        db.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        return db
+
+
+def begin(
+    begun: contextlib.ExitStack, known: "psycopg.Connection[Any] | None", new: "Callable[[], psycopg.Connection[Any]]"
+) -> "psycopg.Connection[Any]":
+    """Begin a transaction, which ends with `begun`: on the known connection, or a new one where its server has gone."""
+    if known is not None and not known.closed:
+        try:
+            begun.enter_context(_closing(known))
+            begun.enter_context(known.transaction())
+        except psycopg.OperationalError:
+            known.close()
+        else:
+            return known
+    db = new()
+    begun.enter_context(_closing(db))
+    begun.enter_context(db.transaction())
+    return db
+
+
+@contextlib.contextmanager
+def _closing(db: "psycopg.Connection[Any]") -> Iterator[None]:
+    """Close a connection that fails."""
+    try:
+        yield
+    except psycopg.OperationalError:
+        db.close()
+        raise
 
 
 def connected(url: str) -> "psycopg.Connection[Any]":

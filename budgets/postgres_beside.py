@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 
 from budgets.beside import Execute, number_of
-from budgets.postgres import connected, unavailable
+from budgets.postgres import begin, connected, unavailable
 
 
 class PostgresBeside:
@@ -27,16 +27,9 @@ class PostgresBeside:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Execute]:
-        with self._lock, unavailable():
-            db = self._db
-            if db is None or db.closed:
-                db = self._db = connected(self._url)
-            try:
-                with db.transaction():
-                    yield _executing(db)
-            except psycopg.OperationalError:
-                db.close()
-                raise
+        with self._lock, unavailable(), contextlib.ExitStack() as begun:
+            self._db = begin(begun, self._db, lambda: connected(self._url))
+            yield _executing(self._db)
 
     def now_us(self) -> int:
         with self.reading() as execute:

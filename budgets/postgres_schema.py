@@ -11,6 +11,7 @@ from typing import Final
 
 from budgets.beside_schema import POSTGRES_TABLES
 from budgets.postgres_register import MIGRATION
+from budgets.postgres_tuning import TUNING
 
 LOCK: Final = 0x6D6C6467
 """The advisory lock under which replicas that start together migrate one after the other."""
@@ -446,4 +447,9 @@ BEGIN
 END $$;
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (_TABLES + _FIGURES + _ENTRIES + _OPERATIONS + _APPLY, MIGRATION, POSTGRES_TABLES)
+MIGRATIONS: Final[tuple[str, ...]] = (
+    _TABLES + _FIGURES + _ENTRIES + _OPERATIONS + _APPLY,
+    MIGRATION,
+    POSTGRES_TABLES,
+    TUNING,
+)
