@@ -41,8 +41,9 @@ class MeshArgs(BaseModel):
     host: str = Field(default="127.0.0.1", description="the address to listen on; beyond loopback, keys are demanded")
     port: int = Field(default=8000, ge=1, le=65_535, description="the port to listen on")
     cpus: float = Field(default=0.25, gt=0, le=64, description="CPUs that each ingress replica asks Ray for")
-    form: Literal["staged", "bare"] = Field(
-        default="staged", description="how requests run: as LangGraph stages, or bare, by our walker without LangGraph"
+    form: Literal["staged", "nodes", "bare"] = Field(
+        default="staged",
+        description="what LangGraph runs: the transitions between stages; every node (nodes); nothing (bare)",
     )
     dashboard: bool = Field(default=False, description="start Ray's dashboard too, on loopback")
     verbose: bool = Field(default=False, description="show Ray's and Serve's own output")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mesh.catalogue import Endpoint
 from mesh.engine import Form, compiled
-from mesh.engine.stages import Compiled, _compile, heads_of, stage_name
+from mesh.engine.stages import Compiled
 from mesh.providers.scripted import Scripted
 from mesh.testing import run, scripted_mesh, spec_of
 from mesh.trace import Traversal
@@ -106,13 +106,35 @@ def test_times_add_up_in_every_traversal(seed):
         )
 
 
-@pytest.mark.parametrize("form", [Form.STAGED, Form.NODES])
 @pytest.mark.parametrize("graph", [cascade(), race("all")], ids=["cascade", "race"])
-def test_what_runs_has_the_stages_that_are_drawn_and_nothing_else(graph, form):
-    drawn = _compile(graph.build(), heads_of(graph.build(), form))
-    running = Compiled(graph.build(), form)._langgraph
-    assert set(running.nodes) == set(drawn.nodes) - {"__start__"}
-    assert running.input_channels == stage_name(graph.build().edges[START, "start"])
+def test_what_runs_node_by_node_has_the_nodes_that_are_drawn_and_nothing_else(graph):
+    drawn, running = compiled(graph), Compiled(graph.build(), Form.NODES)._langgraph
+    assert set(running.nodes) == set(drawn.nodes) - {"__start__"} == set(running.input_channels)
+
+
+class Counted:
+    """LangGraph's runs, counted."""
+
+    def __init__(self, graph) -> None:
+        self.graph, self.runs = graph, 0
+
+    async def ainvoke(self, *given, **named) -> None:
+        self.runs += 1
+        await self.graph.ainvoke(*given, **named)
+
+
+@pytest.mark.parametrize(
+    ("form", "small", "runs"),
+    [(Form.STAGED, "an answer", 0), (Form.STAGED, "x", 1), (Form.NODES, "an answer", 1)],
+)
+def test_langgraph_makes_the_transitions_and_a_traversal_without_one_does_not_enter_it(form, small, runs):
+    async def go() -> int:
+        mesh = scripted_mesh(cascade(), {"small": small, "large": "an answer"}, form=form)
+        counted = mesh._compiled._langgraph = Counted(mesh._compiled._langgraph)  # type: ignore[assignment]
+        await mesh.ask("hello", seed=7)
+        return counted.runs
+
+    assert run(go()) == runs
 
 
 class Drawn:
@@ -121,8 +143,8 @@ class Drawn:
     def __init__(self, graph) -> None:
         self.graph = compiled(graph)
 
-    async def ainvoke(self, walking, config, **_):
-        await self.graph.ainvoke({"at": START}, config, context=walking)
+    async def ainvoke(self, given, config, **_):
+        await self.graph.ainvoke({"at": START}, config, context=next(iter(given.values())))
 
 
 @pytest.mark.parametrize(

@@ -85,17 +85,17 @@ async def server_timing(api) -> str:
     return str(dict(sent[0]["headers"])[b"server-timing"], "ascii")
 
 
-@pytest.mark.parametrize("form", [Form.STAGED, Form.BARE])
-def test_only_the_staged_form_spends_time_in_langgraph(tmp_path, form):
+@pytest.mark.parametrize("form", list(Form))
+def test_a_request_that_makes_no_transition_spends_time_in_langgraph_only_node_by_node(tmp_path, form):
     timing = asyncio.run(server_timing(ingress_from(settings(tmp_path, form))))
-    assert ("langgraph;dur=0.000" in timing) is (form is Form.BARE)
+    assert ("langgraph;dur=0.000" in timing) is (form is not Form.NODES)
 
 
-def test_bare_is_an_argument_of_serve_run_and_staged_is_the_default():
+def test_the_form_is_an_argument_of_serve_run_and_staged_is_the_default():
     assert MeshArgs.model_validate({"form": "bare"}).form == "bare"
     assert MeshArgs().form == SeveralArgs(graphs="x").form == "staged"
-    with pytest.raises(ConfigError, match="form='nodes': input should be 'staged' or 'bare'"):
-        MeshArgs.model_validate({"form": "nodes"})
+    with pytest.raises(ConfigError, match="form='fast': input should be 'staged', 'nodes' or 'bare'"):
+        MeshArgs.model_validate({"form": "fast"})
     assert several.__annotations__["args"] is SeveralArgs
 
 

@@ -1,14 +1,19 @@
 """The traversal record of a run that ended: how and why, what it cost, and how much of each cap it used."""
 
+from dataclasses import replace
+from typing import Any
+
 from budgets.payer import NOBODY
+from mesh.circumstances import footprint_of
 from mesh.engine.walker import Cursor
 from mesh.escalation import climbed_from
 from mesh.prices import Usage
+from mesh.retries import RETRIED, Footprint, Retry
 from mesh.run import Detour, Run
-from mesh.state import Answer
+from mesh.state import NO_HINTS, Answer, Hints
 from mesh.trace import CapUse, Escalation, Rejection, Traversal
 from mesh.units import US_PER_S
-from mesh.vocabulary import DECIDING, FAILURES, FAULT, Cause, Dimension, Ended, Failure, Kind, Reason, Scope
+from mesh.vocabulary import DECIDING, FAILURES, FAULT, Cause, Dimension, Ended, Failure, Kind, Reason, RetriedBy, Scope
 
 EXPLAINING = frozenset({Kind.END, Kind.RESPOND, Kind.JOIN})
 PROSE_LIMIT = 300  # the line goes into a header
@@ -64,10 +69,42 @@ def traversal_of(run: Run, cursor: Cursor, langgraph_us: int) -> Traversal:
     traversal.expected_cost_nusd = _expected_nusd(run)
     traversal.baseline_cost_nusd = _baseline_nusd(run, ended, best)
     traversal.caps = _caps(run, traversal)
+    if hints is not NO_HINTS:
+        traversal.hints = _other_hints(hints)
+    traversal.footprint = footprint = footprint_of(run, best)
+    if footprint is not None:
+        _tell_retry(traversal, footprint)
     if meta.detour is not None:
         _tell_detour(traversal, meta.detour)
     traversal.because = _prose(traversal, meta.detour)
     return traversal
+
+
+def _other_hints(hints: Hints) -> dict[str, Any]:
+    """The hints that narrow and that no field of a record tells: who asks for more of a traversal has them still."""
+    told: dict[str, Any] = {
+        "privacy": hints.privacy,
+        "allow": list(hints.allow),
+        "deny": list(hints.deny),
+        "quality_floor": hints.quality_floor,
+        "escalate": hints.escalate,
+    }
+    return {name: value for name, value in told.items() if value not in (None, [], False)}
+
+
+def _tell_retry(traversal: Traversal, footprint: Footprint) -> None:
+    """What a node found it to be another try of; else what the caller's word says, until more is looked up."""
+    told = next((hop.signals for hop in traversal.hops if hop.kind is not Kind.JOIN and RETRIED in hop.signals), None)
+    if told is None:
+        traversal.retry = footprint.retry(())
+        return
+    traversal.footprint = replace(footprint, decided=True)
+    if told[RETRIED]:
+        after_us = told.get("retry_after_us")
+        traversal.retry = Retry(
+            by=RetriedBy(told["retry_by"]), of=told.get("retry_of"), similarity=told.get("retry_similarity"),
+            after_us=after_us,
+        )  # fmt: skip
 
 
 def _tell_detour(traversal: Traversal, detour: Detour) -> None:
@@ -130,13 +167,13 @@ def _escalations(run: Run) -> list[Escalation]:
     """Each hop to a tier of higher rank than all tried before it, in path order. Branches do not precede each other."""
     found: list[Escalation] = []
     called = [hop for hop in run.records if hop.attempts and hop.kind not in DECIDING]
-    if len(called) < 2:
+    if len(called) < 2 and not run.request.hints.escalate:
         return found
     for hop in called:
         spec = run.door.catalogue.get(hop.attempts[0].model)
         source = None if spec is None else climbed_from(run, hop.path, spec.rank)
         if source is not None:
-            found.append(Escalation(source.node, hop.node, hop.edges[0].on))
+            found.append(Escalation(source.source, hop.node, source.why or hop.edges[0].on))
     return found
 
 

@@ -27,6 +27,7 @@ from mesh.vocabulary import (
     FAILURES,
     FAULT,
     START,
+    WAITING,
     Cause,
     Ended,
     Failure,
@@ -38,6 +39,8 @@ log = logging.getLogger("mesh.walker")
 
 AT_END: Final[Target] = (END,)
 UNTIMED: Final = frozenset({Kind.RESPOND, Kind.JOIN})
+UNANSWERED: Final = FAILURES | {FAULT, Joined.VETOED}
+"""Whoever leaves for END by one of these gives nothing that a guard has vetoed."""
 
 Heads: TypeAlias = Callable[[Target], bool]
 """Whether a stage of its own begins at these targets; the walker stops before it."""
@@ -73,6 +76,8 @@ async def walk(run: Run, cursor: Cursor, heads: Heads) -> Cursor:
         cursor = await _step(run, cursor)
         if heads(cursor.targets):
             break
+    if cursor.ended and (run.ended is not None or cursor.on in UNANSWERED):
+        return replace(cursor, state=cursor.state.passed())
     return cursor
 
 
@@ -89,7 +94,31 @@ def nowhere(targets: Target) -> bool:
 def calls_model(graph: BuiltGraph) -> Heads:
     """Staged: a stage begins at each target that calls a model, or fans out into branches that do."""
     heads = {target for target in _all_targets(graph) if any(_region_calls(graph, name, target) for name in target)}
+    if alone := people(graph):  # a person is a stage of their own, so that what follows one begins another
+        heads |= {targets for (source, _), targets in graph.edges.items() if source in alone and targets != AT_END}
     return heads.__contains__
+
+
+def people(graph: BuiltGraph) -> frozenset[str]:
+    """The nodes that wait for a person."""
+    return frozenset(name for name, node in graph.nodes.items() if node.kind is Kind.HUMAN)
+
+
+def waits(run: Run, cursor: Cursor) -> bool:
+    """Whether the next hop, a human node, is to run: then it waits for its person. Caps and the deadline go first."""
+    name = cursor.targets[0]
+    left_us = run.left_us()
+    return run.cap_reached(name, run.graph.nodes[name]) is None and (left_us is None or left_us > 0)
+
+
+def waiting(run: Run, cursor: Cursor) -> HopRecord:
+    """The hop that waits, for the record of a traversal that was handed to a person. It has not run yet."""
+    name = cursor.targets[0]
+    record = _opened(run, cursor, name, run.graph.nodes[name])
+    record.edges[0].schedule_us = run.now_us() - cursor.left_us
+    record.outcome, record.because = WAITING, Cause.WAITS_FOR_PERSON
+    run.records.sort(key=lambda one: one.path)
+    return record
 
 
 def _all_targets(graph: BuiltGraph) -> set[Target]:
@@ -309,7 +338,7 @@ async def _fan_out(run: Run, cursor: Cursor) -> Cursor:
         if record.outcome == CANCELLED:
             record.because = Cause.JOIN_DECIDED
     if run.ended is not None:
-        state = cursor.state if join.veto else _so_far(cursor.state, tasks)
+        state = cursor.state.vetoed() if join.veto else _so_far(cursor.state, tasks)
         return replace(tasks[decider].result().cursor, targets=AT_END, path=_next(cursor.path), state=state)
     return _joined(run, cursor, name, tasks, decider, verdict, because)
 
@@ -366,6 +395,7 @@ def _joined(
     record.state = {"decided_by": decider + 1, "arrived": sum(b.arrived for b in branches)}
     run.records.append(record)
     state = cursor.state.joined([b.cursor.state for b in branches if b.arrived])
+    state = state.vetoed() if verdict is Joined.VETOED else state
     ended_us = run.now_us()
     record.run_us = ended_us - began_us
     return Cursor(name, verdict, run.graph.target(name, verdict), _next(path), state, ended_us)

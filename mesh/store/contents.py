@@ -94,6 +94,14 @@ class ContentStore(Protocol):
 
     def get(self, tenant: str, purpose: Purpose, key: str) -> Content | None: ...
 
+    def newer(self, purpose: Purpose, after: int, limit: int) -> list[Content]:
+        """What was kept for a purpose, of all tenants, with a version above `after`; the lowest versions first."""
+        ...
+
+    def keys(self, purpose: Purpose) -> set[tuple[str, str]]:
+        """(tenant, key) of all that is kept for a purpose."""
+        ...
+
     def delete(self, tenant: str, purpose: Purpose, key: str, *, version: int | None = None) -> bool:
         """Erase it; with `version`, only if it has that one. False if there was nothing to erase."""
         ...

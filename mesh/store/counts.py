@@ -5,7 +5,7 @@ retention take nothing away, and nothing is counted twice or without its record.
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
@@ -16,6 +16,8 @@ REQUESTS: Final = "requests"  # graph, outcome, model
 COST_NUSD: Final = "cost_nusd"  # graph, model
 HOPS: Final = "hops"  # graph, node, outcome
 TOKENS: Final = "tokens"  # kind
+CACHE: Final = "cache"  # graph, node, event: see `_cached`
+CACHE_SAVED_NUSD: Final = "cache_saved_nusd"  # graph, node
 REQUEST_US: Final = "request_us"  # a histogram, see `_timed`
 OVERHEAD_US: Final = "overhead_us"  # a histogram
 
@@ -29,6 +31,7 @@ REQUEST_BOUNDS_US: Final = (
 OVERHEAD_BOUNDS_US: Final = (
     *(100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000),
 )
+_CACHE_EVENTS: Final = {"hit": "hit", "miss": "miss", "kept": "kept", "passed": "unkept"}
 WORKING: Final = frozenset({Kind.MODEL, Kind.TOOL, Kind.HUMAN})
 
 
@@ -103,6 +106,9 @@ def _work(record: Mapping[str, Any]) -> Counts:
         if hop["kind"] != Kind.END:
             series = _series(HOPS, (graph, hop["node"], hop["outcome"]))
             counts[series] = counts.get(series, 0) + 1
+        if hop["kind"] == Kind.CACHE:
+            for series, count in _cached(graph, hop):
+                counts[series] = counts.get(series, 0) + count
         for attempt in hop["attempts"]:
             used = attempt["tokens"]
             for kind in TOKEN_KINDS:
@@ -110,6 +116,26 @@ def _work(record: Mapping[str, Any]) -> Counts:
                     series = _series(TOKENS, (kind,))
                     counts[series] = counts.get(series, 0) + tokens
     return counts
+
+
+def _cached(graph: str, hop: Mapping[str, Any]) -> Iterator[tuple[Series, int]]:
+    """What a hop of a cache adds.
+
+    Events: `hit`; `check`, a hit that was answered afresh; `miss`; `passed`, where none was to be looked for; of what
+    keeps answers `kept` or `unkept`, and of checked hits `agreed` or `wrong`. What a hit saved is what its answer had
+    cost when it was made.
+    """
+    node, signals = hop["node"], hop["signals"]
+    event = _CACHE_EVENTS.get(hop["outcome"])
+    if event is None:  # it was cancelled, or failed
+        return
+    if event == "miss" and ("cache_passed" in signals or signals.get("cache_checks")):
+        event = "passed" if "cache_passed" in signals else "check"
+    yield _series(CACHE, (graph, node, event)), 1
+    if "cache_agrees" in signals:
+        yield _series(CACHE, (graph, node, "agreed" if signals["cache_agrees"] else "wrong")), 1
+    if event == "hit":
+        yield _series(CACHE_SAVED_NUSD, (graph, node)), signals.get("cache_saved_nusd") or 0
 
 
 def _end(record: Mapping[str, Any]) -> Counts:

@@ -8,6 +8,7 @@ import orjson
 
 from mesh.store.contents import Whose
 from mesh.store.protocol import Entry, Filter, Record, Summary, TraversalStore, micros
+from mesh.vocabulary import RetriedBy
 
 NAMES: Final = ("client_request_id", "user", "session", "workflow")
 BATCH: Final = 100
@@ -36,9 +37,19 @@ def _found(store: TraversalStore, whose: Whose) -> Iterator[Record]:
     else:
         records = store.records(Filter(tenant=whose.tenant, limit=BATCH))
     for record in records:
-        named = any(record.get(name) is not None for name in NAMES) or record.get("tags")
+        named = any(record.get(name) is not None for name in NAMES) or record.get("tags") or _told_by_hint(record)
         if named and whose.user in (None, record.get("user")):
             yield record
+
+
+def _told_by_hint(record: Record) -> bool:
+    """Whether the client wrote which request this one tries again: its text may be any."""
+    retry = record.get("retry")
+    return retry is not None and retry["by"] == RetriedBy.HINT and retry["of"] is not None
+
+
+def _without_name(signals: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in signals.items() if name != "retry_of"}
 
 
 def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
@@ -55,6 +66,9 @@ def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
 def _entry(record: Record) -> Entry:
     """The record without its names. What it counts has been counted."""
     nameless: dict[str, Any] = {**record, **dict.fromkeys(NAMES), "tags": {}}
+    if _told_by_hint(record):
+        nameless["retry"] = {**record["retry"], "of": None}
+        nameless["hops"] = [{**hop, "signals": _without_name(hop["signals"])} for hop in record["hops"]]
     route = [hop["node"] for hop in record["hops"] if hop["kind"] != "end"]
     summary = Summary(
         request_id=record["request_id"],

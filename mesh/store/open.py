@@ -7,9 +7,17 @@ from urllib.parse import urlsplit
 from budgets.address import POSTGRES
 from mesh.errors import ConfigError
 from mesh.store.contents import ContentStore
+from mesh.store.jobs import JobStore
 from mesh.store.protocol import TraversalStore
+from mesh.store.reviews import ReviewStore
+from mesh.store.sql_jobs import SqlJobs
+from mesh.store.sql_reviews import SqlReviews
 from mesh.store.sqlite import SqliteStore
 from mesh.store.sqlite_contents import SqliteContents
+from mesh.store.sqlite_jobs import SqliteTables
+from mesh.store.sqlite_reviews import SqliteTables as SqliteReviews
+from mesh.store.sqlite_turns import SqliteTurns
+from mesh.store.turns import TurnStore
 
 if TYPE_CHECKING:
     from mesh.store.postgres_pool import Pool
@@ -48,6 +56,36 @@ def open_contents(url: str | None, folder: Path) -> ContentStore:
     from mesh.store.postgres_contents import PostgresContents  # noqa: PLC0415 -- its driver is an extra
 
     return PostgresContents(pool)
+
+
+def open_jobs(url: str | None, folder: Path) -> JobStore:
+    """The queue of batch requests. As `open_traversals`."""
+    if url is None or not is_shared(url):
+        return SqlJobs(SqliteTables(folder))
+    pool = _pool(url)
+    from mesh.store.postgres_jobs import PostgresTables  # noqa: PLC0415 -- its driver is an extra
+
+    return SqlJobs(PostgresTables(pool))
+
+
+def open_reviews(url: str | None, folder: Path) -> ReviewStore:
+    """The reviews. As `open_traversals`."""
+    if url is None or not is_shared(url):
+        return SqlReviews(SqliteReviews(folder))
+    pool = _pool(url)
+    from mesh.store.postgres_reviews import PostgresTables  # noqa: PLC0415 -- its driver is an extra
+
+    return SqlReviews(PostgresTables(pool))
+
+
+def open_turns(url: str | None, folder: Path) -> TurnStore:
+    """The turns of sessions and users. As `open_traversals`."""
+    if url is None or not is_shared(url):
+        return TurnStore(SqliteTurns(folder))
+    pool = _pool(url)
+    from mesh.store.postgres_turns import PostgresTurns  # noqa: PLC0415 -- its driver is an extra
+
+    return TurnStore(PostgresTurns(pool))
 
 
 def _pool(url: str) -> "Pool":

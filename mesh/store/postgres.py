@@ -7,7 +7,7 @@ each other's counters. A batch is a transaction of some milliseconds.
 # ruff: noqa: S608 -- only names of ours are put into SQL; values are bound
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -23,6 +23,7 @@ from mesh.store.rows import (
     NEWEST,
     PRUNE_ROWS,
     WRITTEN,
+    packed,
     packed_counts,
     page_of,
     row_of,
@@ -122,6 +123,15 @@ class PostgresStore:
             counts = added(entries, _known(cursor, entries))
             cursor.executemany(_UPSERT, rows)
             cursor.executemany(_COUNT, [tuple(map(_clean, row)) for row in packed_counts(counts)])
+
+    def amend(self, request_id: str, tenant: str, change: Callable[[Record], Record]) -> bool:
+        with self._pool.transaction() as db:
+            db.execute("SELECT pg_advisory_xact_lock(%s)", [WRITING])
+            found = _one(db, "request_id = %s", [_clean(request_id)], _clean(tenant))
+            if found is not None:
+                values = [packed(change(found)), _clean(request_id)]
+                db.execute("UPDATE traversal SET record = %s WHERE request_id = %s", values)
+        return found is not None
 
     def counters(self) -> Counts:
         with self._pool.transaction() as db:

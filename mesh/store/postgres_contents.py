@@ -39,6 +39,7 @@ CREATE INDEX content_request ON content (request_id) WHERE request_id IS NOT NUL
 CREATE FUNCTION content_now() RETURNS bigint LANGUAGE sql VOLATILE AS
 $$ SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint $$;
 """,
+    "CREATE INDEX content_newer ON content (purpose, version);",
 )
 
 _QUOTED: Final = tuple(f'"{name}"' for name in COLUMNS)
@@ -52,6 +53,9 @@ _PUT: Final = f"""WITH moment AS (SELECT content_now() AS now_us)
     SET {_CHANGED}, version = greatest(content.version + 1, excluded.version)"""
 _CLAIM: Final = f"{_PUT} WHERE content.expires_us <= excluded.created_us RETURNING 1"
 _GET: Final = f"SELECT {', '.join(_QUOTED)} FROM content WHERE {_NAMED} AND expires_us > content_now()"
+_NEWER: Final = f"""SELECT {", ".join(_QUOTED)} FROM content
+    WHERE purpose = %s AND version > %s AND expires_us > content_now() ORDER BY version LIMIT %s"""
+_KEYS: Final = "SELECT tenant, key FROM content WHERE purpose = %s AND expires_us > content_now()"
 _SWAP: Final = f"""UPDATE content
     SET data = %s, "user" = %s, request_id = %s, version = greatest(version + 1, content_now())
     WHERE {_NAMED} AND version = %s AND expires_us > content_now()"""
@@ -100,6 +104,15 @@ class PostgresContents:
     def get(self, tenant: str, purpose: Purpose, key: str) -> Content | None:
         with self._pool.transaction() as db:
             return _found(db, tenant, purpose, key)
+
+    def newer(self, purpose: Purpose, after: int, limit: int) -> list[Content]:
+        with self._pool.transaction() as db:
+            found = db.execute(_NEWER.encode(), [str(purpose), after, limit]).fetchall()
+        return [content_of(row) for row in found]
+
+    def keys(self, purpose: Purpose) -> set[tuple[str, str]]:
+        with self._pool.transaction() as db:
+            return {(row[0], row[1]) for row in db.execute(_KEYS.encode(), [str(purpose)]).fetchall()}
 
     def delete(self, tenant: str, purpose: Purpose, key: str, *, version: int | None = None) -> bool:
         query = f"DELETE FROM content WHERE {_NAMED} AND version = coalesce(%s, version)"

@@ -6,7 +6,7 @@ All methods block on a disk or a socket. Call them from a thread, never from an 
 import asyncio
 import base64
 import binascii
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
@@ -210,6 +210,13 @@ class TraversalStore(Protocol):
         """Keep these and add what they count, all or nothing, in one transaction.
 
         A request id that is known already is replaced (a resumed review), and counts what is new of it: see `added`.
+        """
+        ...
+
+    def amend(self, request_id: str, tenant: str, change: Callable[[Record], Record]) -> bool:
+        """Put a changed record of a tenant in the place of its own, in one transaction; False if there is none.
+
+        What it is found by, and what it counts, stays as it was.
         """
         ...
 

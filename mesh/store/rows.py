@@ -44,6 +44,10 @@ def series_of(metric: str, labels: str) -> Series:
     return Series(metric, tuple(orjson.loads(labels)))
 
 
+def packed(record: Record) -> bytes:
+    return zlib.compress(orjson.dumps(record), 1)
+
+
 def unpacked(body: bytes) -> Record:
     return cast("Record", orjson.loads(zlib.decompress(body)))
 

@@ -3,7 +3,7 @@
 # ruff: noqa: S608 -- only names of ours are put into SQL; values are bound
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -21,6 +21,7 @@ from mesh.store.rows import (
     NEWEST,
     PRUNE_ROWS,
     WRITTEN,
+    packed,
     packed_counts,
     page_of,
     row_of,
@@ -119,6 +120,14 @@ class SqliteStore:
             counts = added(entries, _known(db, entries))
             db.executemany(_UPSERT, rows)
             db.executemany(_COUNT, packed_counts(counts))
+
+    def amend(self, request_id: str, tenant: str, change: Callable[[Record], Record]) -> bool:
+        with self._file.transaction() as db:
+            found = _one(db, "request_id = ?", (request_id,), tenant)
+            if found is not None:
+                values = (packed(change(found)), request_id)
+                db.execute("UPDATE traversal SET record = ? WHERE request_id = ?", values)
+        return found is not None
 
     def counters(self) -> Counts:
         with self._file.reader() as db:

@@ -39,6 +39,7 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "CREATE INDEX content_user ON content (user) WHERE user IS NOT NULL",
         "CREATE INDEX content_request ON content (request_id) WHERE request_id IS NOT NULL",
     ),
+    ("CREATE INDEX content_newer ON content (purpose, version)",),
 )
 
 _CHANGED: Final = ", ".join(f"{name} = excluded.{name}" for name in COLUMNS[3:-1])
@@ -49,6 +50,11 @@ _PUT: Final = (
 )
 _NAMED: Final = "tenant = ? AND purpose = ? AND key = ?"
 _GET: Final = f"SELECT {', '.join(COLUMNS)} FROM content WHERE {_NAMED} AND expires_us > ?"
+_NEWER: Final = (
+    f"SELECT {', '.join(COLUMNS)} FROM content WHERE purpose = ? AND version > ? AND expires_us > ? "
+    "ORDER BY version LIMIT ?"
+)
+_KEYS: Final = "SELECT tenant, key FROM content WHERE purpose = ? AND expires_us > ?"
 _SWAP: Final = (
     "UPDATE content SET data = ?, user = ?, request_id = ?, version = max(version + 1, ?) "
     f"WHERE {_NAMED} AND version = ? AND expires_us > ?"
@@ -95,6 +101,15 @@ class SqliteContents:
     def get(self, tenant: str, purpose: Purpose, key: str) -> Content | None:
         with self._file.reader() as db:
             return self._found(db, tenant, purpose, key)
+
+    def newer(self, purpose: Purpose, after: int, limit: int) -> list[Content]:
+        with self._file.reader() as db:
+            found = db.execute(_NEWER, (str(purpose), after, self.now_us(), limit)).fetchall()
+        return [content_of(row) for row in found]
+
+    def keys(self, purpose: Purpose) -> set[tuple[str, str]]:
+        with self._file.reader() as db:
+            return {(tenant, key) for tenant, key in db.execute(_KEYS, (str(purpose), self.now_us())).fetchall()}
 
     def delete(self, tenant: str, purpose: Purpose, key: str, *, version: int | None = None) -> bool:
         query = f"DELETE FROM content WHERE {_NAMED} AND version = ifnull(?, version)"
