@@ -1,15 +1,27 @@
 """When a call escalates, and whether it may: a tenant's share of requests that do is bounded over all replicas."""
 
+from dataclasses import dataclass
+
 from mesh.catalogue import ModelSpec
+from mesh.circumstances import ABOVE, to_beat
 from mesh.run import Run
 from mesh.trace import HopRecord, Rejection, siblings
-from mesh.vocabulary import DECIDING, Reason
+from mesh.vocabulary import DECIDING, START, Cause, Reason
 
 
-def climbed_from(run: Run, path: tuple[int, ...], rank: int) -> HopRecord | None:
-    """The hop that a call of this rank at `path` escalates from, if it does.
+@dataclass(frozen=True, slots=True)
+class Climb:
+    """What a call escalates from: a node, and why if not by its own edge."""
 
-    That is the one of the highest rank before it. Branches of one fan-out do not precede each other.
+    source: str
+    why: Cause | None = None
+
+
+def climbed_from(run: Run, path: tuple[int, ...], rank: int) -> Climb | None:
+    """What a call of this rank at `path` escalates from, if it does.
+
+    That is the hop of the highest rank before it, or what a person did not want. Branches of one fan-out do not precede
+    each other.
     """
     known = run.door.catalogue
     tried = [
@@ -19,9 +31,25 @@ def climbed_from(run: Run, path: tuple[int, ...], rank: int) -> HopRecord | None
         if (spec := known.get(hop.attempts[0].model)) is not None
     ]
     if not tried:
-        return None
+        return _overridden(run, rank)
     highest, source = max(tried, key=lambda item: item[0])
-    return source if rank > highest else None
+    return Climb(source.node) if rank > highest else None
+
+
+def _overridden(run: Run, rank: int) -> Climb | None:
+    """What a first call goes beyond because a person asked for it.
+
+    Where no node said what it passed over (rules led the request), that is the weakest tier of the graph.
+    """
+    if not run.request.hints.escalate:
+        return None
+    specs = (run.door.catalogue.get(tier) for tier in run.graph.tiers())
+    above = to_beat(run)
+    above = min((spec.rank for spec in specs if spec is not None), default=rank) if above is None else above
+    if rank <= above:
+        return None
+    passed = next((hop.node for hop in reversed(run.records) if hop.state.get(ABOVE) == above), START)
+    return Climb(passed, Cause.OVERRIDE)
 
 
 async def throttled(run: Run, record: HopRecord, spec: ModelSpec) -> Rejection | None:

@@ -16,6 +16,7 @@ from mesh.errors import GraphError, nearest
 from mesh.goals import Goal, Outside, Region, goal_text
 from mesh.node import Declared, Join, Node, labels, plain
 from mesh.policy import Number, number_faults
+from mesh.retries import NUMBERS
 from mesh.structure import faults_of, join_of_fan_out
 from mesh.vocabulary import END, FAILURES, FAULT, OK, START, TRUNCATED, Capability, Privacy, Risk
 
@@ -124,8 +125,8 @@ class BuiltGraph:
         return {name: digest for node in self._resourceful for name, digest in node.resources.items()}
 
     def unread_numbers(self) -> tuple[str, ...]:
-        """The declared numbers that no node reads: turning them changes nothing."""
-        read = frozenset().union(*(node.numbers for node in self.nodes.values()))
+        """The declared numbers that no node reads: turning them changes nothing. Retries are told by two of them."""
+        read = NUMBERS.union(*(node.numbers for node in self.nodes.values()))
         return tuple(name for name in self.numbers if name not in read)
 
 

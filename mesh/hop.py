@@ -11,29 +11,28 @@ from dataclasses import replace
 from typing import Any
 
 from budgets.account import Amount
-from budgets.cap import lower
-from budgets.gauge import Pressure
 from budgets.ledger import LEASE_MARGIN_US, Reservation
 from mesh.billing import SERVICE, covers
 from mesh.booking import bill_of, entered, held, said
 from mesh.candidates import Candidate, candidate_endpoints
 from mesh.catalogue import Endpoint, ModelSpec, Timeouts
-from mesh.choice import Standing, Wanted
+from mesh.circumstances import Circumstances
 from mesh.clock import seeded
 from mesh.errors import BudgetExceededError, DeclarationError, LedgerUnavailableError, ProviderError
 from mesh.escalation import throttled
+from mesh.execution import Execution
 from mesh.node import Declared, Node
 from mesh.policy import Setting
 from mesh.prices import Usage
 from mesh.providers.protocol import Call, DeltaSink, Message, Progress, Reply
 from mesh.quote import Quote, clamped, quote_of
 from mesh.run import Run
-from mesh.standing import standing_of
+from mesh.shelf import Shelf, shelf_of
 from mesh.state import Answer, Request, Signal, State
 from mesh.tiers import taken
 from mesh.trace import AttemptRecord, HopRecord, Rejection
 from mesh.units import utc_text
-from mesh.vocabulary import CUT, DECIDING, AttemptStatus, Capability, Cause, Dimension, Ended, Failure, Priority, Reason
+from mesh.vocabulary import CUT, DECIDING, AttemptStatus, Capability, Cause, Dimension, Ended, Failure, Reason
 
 RETRYABLE = frozenset({AttemptStatus.TIMEOUT, AttemptStatus.UNAVAILABLE, AttemptStatus.RATE_LIMITED})
 FINAL_CAUSES = frozenset({Cause.UPSTREAM_REJECTED, Cause.CONTEXT_LENGTH, Cause.UPSTREAM_AUTH, Cause.NOT_CONFIGURED})
@@ -41,7 +40,6 @@ BACKOFF_BASE_US = 250_000
 BACKOFF_CAP_US = 8_000_000
 ONE_STEP = Amount(0, 0, steps=1)
 CLAMPINGS = 8  # of one reservation
-YIELDING = frozenset({Priority.BEST, Priority.FASTEST})  # to thrift; `private` is no taste, `reviewed` asks a person
 _REFUSED_BY = {Dimension.TOKENS.value: Cause.TOKEN_CAP, Dimension.COST_NUSD.value: Cause.MONEY_CAP}
 
 
@@ -61,7 +59,7 @@ class Stopped(Exception):  # noqa: N818 -- not an error either: a cap or a dry r
         self.ended, self.cause = ended, cause
 
 
-class Hop:
+class Hop(Circumstances):
     """A node's only way outside. One object per hop; it also collects what the hop's record needs."""
 
     __slots__ = (
@@ -79,9 +77,7 @@ class Hop:
         self.now_us = run.now_us
         self.name = name
         self.record = record
-        self.reserve_us = 0
-        self.queue_us = 0
-        self.transport_us = 0
+        self.reserve_us = self.queue_us = self.transport_us = 0
 
     @property
     def _node(self) -> Node:
@@ -111,8 +107,7 @@ class Hop:
     def number(self, setting: Setting) -> float:
         """A plain number as it is; of a name, its value in this traversal's policy, which the hop's record then shows.
 
-        Raises:
-            KeyError: the graph declares no such number. Building it says so, where the node names it in `numbers`.
+        The graph declares it: building it says so, where the node names it in `numbers`.
         """
         if not isinstance(setting, str):
             return setting
@@ -123,62 +118,19 @@ class Hop:
         """Record a candidate that was not taken, with figures."""
         self.record.rejected.append(Rejection(candidate, reason, detail))
 
-    def note(self, **state: Signal) -> None:
-        """Record what a decision read of changing state, so that a replay reads the same."""
-        self.record.state.update(state)
+    def shelf(self) -> Shelf:
+        """The answers that were kept for this tenant, under the versions of everything as they stand now."""
+        return shelf_of(self._run)
 
     def offers(self, tier: str, capability: Capability) -> bool:
         """Whether the catalogue has the tier, and says that it can do this."""
         spec = self._run.door.catalogue.get(tier)
         return spec is not None and capability in spec.capabilities
 
-    def latency_us(self, tier: str, quantile: float) -> int | None:
-        """That quantile of the tier's last run times, by this replica's own calls; None before the first."""
-        return self._run.door.tiers.latency_us(tier, quantile)
-
-    def standing(self, tier: str, *, success: float, sort: str | None = None, calibrated: bool = True) -> Standing:
-        """How a tier stands for this request now: for a node that chooses, and that notes what it read.
-
-        Args:
-            success: predicted probability that its answer is good enough; `calibrated` says that it may be relied on.
-            sort: of request; output lengths are forecast by it.
-        """
-        if tier not in self._node.tiers:
-            raise DeclarationError(self.name, "tiers", f"it considers tier {tier!r}")
-        self._run.sort = sort
-        found = standing_of(self._run, tier, self._request, success=success)
-        if not calibrated and found.barred is None:
-            return replace(found, barred=Rejection(tier, Reason.UNCALIBRATED))
-        return found
-
-    def pressure(self) -> Pressure | None:
-        """How full the fullest of the request's budgets is, as this replica read it last: noted in the hop."""
-        found = self._run.door.gauges.pressure(self._run.accounts)
-        if found is not None:
-            self.note(budget_account=found.account, budget_used=found.used, budget_projected=found.projected)
-            self.note(budget_left_nusd=found.left_nusd)
-        return found
-
-    def wanted(self, floor: float, yields: tuple[Reason, ...], frugal_from: float | None = None) -> Wanted:
-        """What this request demands of a tier: its priority, deadline and money, and the higher of the two floors.
-
-        The money is what is left of its own cap, or of the tightest of its budgets, if that is less.
-
-        Args:
-            frugal_from: the share of a budget, used or projected for the month's end, from which on the cheapest
-                viable tier is wanted, whatever the caller would rather have.
-        """
-        hints, left_us, pressure = self._run.request.hints, self._run.left_us(), self.pressure()
-        left_nusd = lower(self._run.left_nusd(), None if pressure is None else pressure.left_nusd)
-        self.note(left_us=left_us, left_nusd=left_nusd)
-        frugal = frugal_from is not None and pressure is not None and pressure.highest >= frugal_from
-        return Wanted(
-            floor=max(floor, hints.quality_floor or 0.0),
-            left_us=left_us,
-            left_nusd=left_nusd,
-            priority=Priority.CHEAPEST if frugal and hints.priority in YIELDING else hints.priority,
-            yields=yields,
-        )
+    @property
+    def execution(self) -> Execution:
+        """Whether code of answers may be run here, and with how much."""
+        return self._run.door.execution
 
     def answer(self, tier: str, reply: Reply) -> Answer:
         """A reply as an answer of this node. It was streamed if any part of it has gone out."""
@@ -361,13 +313,15 @@ class Hop:
         provider = run.door.providers[spec.provider]
         sink = self._sink(run.sink, progress) if stream and run.sink is not None else None
         try:
-            await self._enter(spec, endpoint)
+            ticket = await self._enter(spec, endpoint)
             began_us = self.now_us()
             call = replace(call, timeouts=self._fitting(spec.timeouts))  # the waits until here took their part
             try:
                 reply = await provider.call(reservation, spec, endpoint, call, progress, sink)
-            finally:
-                self._leave(spec, endpoint, began_us)
+            except BaseException as error:
+                self._leave(spec, endpoint, began_us, ticket, error)
+                raise
+            self._leave(spec, endpoint, began_us, ticket)
         except asyncio.CancelledError:
             record.status, record.cause = AttemptStatus.CANCELLED, Cause.REQUEST_CANCELLED
             await self._settle(spec, call, reservation, record, progress, began_us, None)
@@ -391,26 +345,39 @@ class Hop:
         await self._settle(spec, call, reservation, record, progress, began_us, None)
         return reply if reply.usage is not None else replace(reply, usage=record.usage)
 
-    async def _enter(self, spec: ModelSpec, endpoint: Endpoint) -> None:
-        """Wait for a slot of the endpoint and one of the tier, no longer than the first token may take."""
+    async def _enter(self, spec: ModelSpec, endpoint: Endpoint) -> int:
+        """Wait for a slot of the endpoint and one of the tier, no longer than the first token may take.
+
+        Gives its ticket among the calls of a tier with few slots; 0 where there are as many as are wanted.
+        """
         counters = self._run.door.tiers.of(spec.name, spec.max_concurrent)
+        ticket = 0
         if slots := self._run.door.tiers.slots(spec.name, endpoint):
+            expected_us = counters.forecast.expected_us(self._run.sort, spec.max_output_tokens, self._run.size)
+            ticket = counters.ahead.join(expected_us)
             began_us, timeouts = self.now_us(), self._fitting(spec.timeouts)
             counters.queued += 1
             try:
                 async with asyncio.timeout(timeouts.first_token_us / 1_000_000):
                     await taken(slots)
+                counters.ahead.begin(ticket, self.now_us())
             except TimeoutError as error:
                 raise ProviderError(AttemptStatus.TIMEOUT, Cause.FIRST_TOKEN_TIMEOUT, "waiting for a slot") from error
             finally:
                 counters.queued -= 1
+                counters.ahead.gone(ticket)
                 self.queue_us += self.now_us() - began_us
         counters.in_flight += 1
+        return ticket
 
-    def _leave(self, spec: ModelSpec, endpoint: Endpoint, began_us: int) -> None:
+    def _leave(
+        self, spec: ModelSpec, endpoint: Endpoint, began_us: int, ticket: int, error: BaseException | None = None
+    ) -> None:
         counters = self._run.door.tiers.of(spec.name)
         counters.in_flight -= 1
-        counters.runs_us.append(self.now_us() - began_us)
+        counters.ahead.end(ticket)
+        if self.record.kind not in DECIDING:
+            counters.runs.add(self.now_us() - began_us, error)
         for slots in self._run.door.tiers.slots(spec.name, endpoint):
             slots.release()
 
@@ -561,7 +528,7 @@ class Hop:
         record.estimated = bill.estimated
         record.overrun_nusd = max(0, cost_nusd - reservation.amount.nusd)
         if record.status is AttemptStatus.OK and self.record.kind not in DECIDING:  # a yes or no is no answer's length
-            self._run.door.tiers.of(spec.name).forecast.add(usage.output, record.run_us, self._run.sort)
+            self._run.door.tiers.of(spec.name).forecast.add(usage.output, record.run_us, self._run.sort, self._run.size)
         self.queue_us += progress.queue_us
         self.transport_us += progress.transport_us
         self.record.reserved_nusd += reservation.amount.nusd

@@ -65,6 +65,8 @@ TOTALS: Final = (
     Total("mesh_requests_total", counts.REQUESTS, ("graph", "outcome", "model"), "Traversals that ended."),
     Total("mesh_cost_nusd_total", counts.COST_NUSD, ("graph", "model"), "Settled cost, nano-US-dollars."),
     Total("mesh_hops_total", counts.HOPS, ("graph", "node", "outcome"), "Hops run, END left out."),
+    Total("mesh_cache_total", counts.CACHE, ("graph", "node", "event"), "Look-ups and keepings of caches, by event."),
+    Total("mesh_cache_saved_nusd_total", counts.CACHE_SAVED_NUSD, ("graph", "node"), "What hits had cost when made."),
     Total("mesh_tokens_total", counts.TOKENS, ("kind",), "Tokens of all calls; cached input is part of input."),
 )
 TIMERS: Final = (

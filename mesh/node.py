@@ -2,7 +2,7 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -98,6 +98,11 @@ class Node(ABC):
     def resources(self) -> Mapping[str, str]:
         """The digests of the files that this node decides by (labels, calibration, knowledge), by their names."""
         return {}
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What an operator should mend of those files, although the node does its work; `/ready` tells it."""
+        return ()
 
     @abstractmethod
     async def run(self, state: State, hop: "Hop") -> Verdict:

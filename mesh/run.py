@@ -11,12 +11,15 @@ from budgets.gauge import UNGAUGED, Gauging
 from budgets.ledger import Ledger
 from budgets.payer import NOBODY, Payer
 from budgets.throttle import UNTHROTTLED, Throttling
+from mesh.cache import AnswerCache
 from mesh.catalogue import Catalogue
 from mesh.clock import Clock
+from mesh.execution import NO_EXECUTION, Execution
 from mesh.graph import BuiltGraph
 from mesh.node import Node
 from mesh.policy import NO_NUMBERS, Policy
 from mesh.providers.protocol import DeltaSink, Provider
+from mesh.session import NO_PAST, Past
 from mesh.state import Request
 from mesh.tiers import OwnCounters
 from mesh.trace import HopRecord
@@ -34,6 +37,9 @@ class Door:
     tiers: OwnCounters
     gauges: Gauging = UNGAUGED
     throttle: Throttling = UNTHROTTLED
+    answers: AnswerCache | None = None  # what was kept to be given again; None: nothing is
+    execution: Execution = NO_EXECUTION  # of code in answers
+    past: Past = NO_PAST  # earlier requests of sessions and users
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +67,7 @@ class Meta:
     ignored_hints: Sequence[Mapping[str, Any]] = ()
     traceparent: str | None = None
     detour: Detour | None = None
+    above: int | None = None  # the rank of the tier that a person asked to go beyond, of a traversal that has ended
 
 
 NO_META = Meta()
@@ -94,6 +101,8 @@ class Run:
     escalated: bool = False  # and was counted among those of its tenant that have
     delivered: bool = False  # a part of the reply has gone out to the client
     sort: str | None = None  # of request, as a dispatcher told it: output lengths are forecast by it
+    size: int | None = None  # of its input, likewise (`mesh.forecast.size_of`)
+    content_tokens: tuple[object, int] | None = None  # messages, and what they count in every tier
     steps_limited: bool = field(init=False)  # whether some account limits hops: then each is counted there
     now_us: Callable[[], int] = field(init=False)  # the clock's own: it is read some 40 times a request
 

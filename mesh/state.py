@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 from mesh.placeholders import hidden, shown
 from mesh.prices import Usage
-from mesh.vocabulary import Cause, Ended, Priority, Privacy, Risk
+from mesh.vocabulary import Cause, Ended, Judged, Priority, Privacy, Risk
 
 Signal: TypeAlias = str | int | float | bool | None
 """A measured property of the request. Never content: traversals keep signals."""
@@ -94,7 +94,7 @@ class Answer:
 
     `tier` is None where a tool or a respond node spoke. `valid` is what validators said of it: None if none looked.
     `score` is what a judge gave it, in [0, 1]: of several the lowest. `doubted`: a vote preferred another one, or
-    nobody is sure of it.
+    nobody is sure of it. `vetoed`: a guard beside it or behind it has not let it pass.
     """
 
     node: str
@@ -110,10 +110,28 @@ class Answer:
     doubted: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
     streamed: bool = False
+    vetoed: bool = False
 
     @property
     def text(self) -> str:
         return message_text(self.message)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a person made of an answer. `text` is what they wrote in its place, where they have rewritten it."""
+
+    judged: Judged
+    text: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A text that a retriever found for the request. An answer cites it by its id: `[kb:passwords-3]`."""
+
+    id: str
+    title: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +147,8 @@ class State:
     spoken: Answer | None = None  # what a respond node said; it outranks all answers
     ends: Ended | None = None  # how the last respond node said that the traversal ends
     placeholders: Mapping[str, str] = field(default_factory=dict, repr=False)  # by what they stand for
+    judgement: Judgement | None = None  # what the next hop, a human node, was waiting for; nobody behind it sees it
+    passages: tuple[Passage, ...] = field(default=(), repr=False)  # what the last retriever found; never in a record
 
     @property
     def answer(self) -> Answer | None:
@@ -168,7 +188,7 @@ class State:
     def after(self, verdict: "Verdict") -> "State":
         """This state with what a node found."""
         signals = {**self.signals, **verdict.signals} if verdict.signals else self.signals
-        answers = self.answers
+        answers = () if verdict.refutes else self.answers
         if answers and (verdict.valid is not None or verdict.score is not None or verdict.doubts):
             judged = _judged(answers[-1], valid=verdict.valid, score=verdict.score, doubted=verdict.doubts)
             answers = (*answers[:-1], judged)
@@ -176,10 +196,23 @@ class State:
             answers = tuple(replace(answer, doubted=True) for answer in answers)
         if verdict.answer is not None:
             answers = (*answers, verdict.answer)
+        asked = self.request
+        if verdict.messages:  # what models have called and tools have said so far is in placeholders already
+            asked = replace(asked, messages=(*asked.messages, *hidden(verdict.messages, self.placeholders)))
         after = State(
-            self.request, signals, answers, verdict.spoken or self.spoken, verdict.ends or self.ends, self.placeholders
-        )
+            asked, signals, answers, verdict.spoken or self.spoken, verdict.ends or self.ends, self.placeholders,
+            passages=self.passages if verdict.passages is None else tuple(verdict.passages),
+        )  # fmt: skip
         return after.hiding(verdict.placeholders) if verdict.placeholders else after
+
+    def vetoed(self) -> "State":
+        """This state behind a guard's veto: nodes may still look at the answers, the caller may not."""
+        return replace(self, answers=tuple(replace(answer, vetoed=not answer.streamed) for answer in self.answers))
+
+    def passed(self) -> "State":
+        """This state with the answers alone that may be given where no node speaks any more."""
+        kept = tuple(answer for answer in self.answers if not answer.vetoed)
+        return self if len(kept) == len(self.answers) else replace(self, answers=kept)
 
     def hiding(self, placeholders: Mapping[str, str]) -> "State":
         """This state with each of these texts replaced, in the request and in the answers so far."""
@@ -209,12 +242,12 @@ class State:
                 if index >= len(self.answers):
                     answers.append(answer)
                 else:
-                    answers[index] = _judged(
-                        answers[index], valid=answer.valid, score=answer.score, doubted=answer.doubted
-                    )
+                    judged = _judged(answers[index], valid=answer.valid, score=answer.score, doubted=answer.doubted)
+                    answers[index] = replace(judged, vetoed=judged.vetoed or answer.vetoed)
             if branch.spoken is not self.spoken:
                 spoken, ends = branch.spoken, branch.ends
-        joined = State(self.request, signals, tuple(answers), spoken, ends, self.placeholders)
+        found = dict.fromkeys(one for branch in branches for one in branch.passages) or self.passages
+        joined = State(self.request, signals, tuple(answers), spoken, ends, self.placeholders, passages=tuple(found))
         # What one branch would not send, nothing behind the join may send.
         return joined.hiding(placeholders) if placeholders != self.placeholders else joined
 
@@ -238,7 +271,10 @@ class Verdict:
     `outcome` picks the edge. `because` is the typed cause. `signals` are measured properties, never content. `answer`
     is a new answer; `valid` and `score` are judgements of the latest one; `spoken` and `ends` are a respond node's.
     `doubts`: nobody is sure of the latest one. `elects`: `answer` is one of those so far, and the others are set aside.
+    `refutes`: a person rejected what there is, so that none of the answers so far is one any more.
     `placeholders` says what is hidden from here on, by the text that each stands for; never in a record.
+    `messages` go on the conversation that further calls see, like a tool's result; outside fan-outs, and in no record.
+    `passages` are what a retriever found, in place of what one before it did; in no record.
     """
 
     outcome: str
@@ -249,6 +285,9 @@ class Verdict:
     score: float | None = None
     doubts: bool = False
     elects: bool = False
+    refutes: bool = False
     spoken: Answer | None = None
     ends: Ended | None = None
     placeholders: Mapping[str, str] = field(default_factory=dict, repr=False)
+    messages: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
+    passages: Sequence[Passage] | None = field(default=None, repr=False)

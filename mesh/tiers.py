@@ -5,39 +5,52 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from mesh.catalogue import Endpoint
-from mesh.forecast import Forecast, wait_us
+from mesh.errors import ProviderError
+from mesh.forecast import Ahead, Forecast
+from mesh.vocabulary import AttemptStatus
 
 WINDOW = 128  # calls that the latency quantiles look back on
+ROUNDING = 1e-9
 _UNLIMITED: AbstractContextManager[None] = nullcontext()
 
 
-class TierState(Protocol):
-    """The one way to read a tier's state, whoever keeps it."""
+@dataclass(slots=True)
+class RunTimes:
+    """How long a tier's last calls ran, those of them too that did not end by themselves: they ran so long at least."""
 
-    def in_flight(self, tier: str) -> int: ...
+    calls: deque[tuple[int, bool]] = field(default_factory=lambda: deque(maxlen=WINDOW))
 
-    def queued(self, tier: str) -> int: ...
+    def add(self, run_us: int, error: BaseException | None = None) -> None:
+        """Take a call in. One that was overtaken or ran out of time is cut off; one that failed tells nothing."""
+        if error is None or _cut_off(error):
+            self.calls.append((run_us, error is None))
 
-    def expected_wait_us(self, tier: str) -> int: ...
+    def quantile_us(self, quantile: float) -> int | None:
+        """The least time within which more than that share of calls ends, microseconds; None before one has.
 
-    def latency_us(self, tier: str, quantile: float) -> int | None:
-        """The quantile of the last calls' run times; None before the first."""
-        ...
-
-    def breaker_open(self, tier: str) -> bool: ...
-
-    def rate_limited(self, tier: str) -> bool: ...
+        After Kaplan and Meier (1958): a call that was cut off counts among those that still ran until then, and not at
+        all from then on. To leave it out would tell fast calls alone, to take it for a whole one would tell it short.
+        """
+        running, left = len(self.calls), 1.0
+        for run_us, whole in sorted(self.calls, key=lambda call: (call[0], not call[1])):
+            if whole:
+                left *= 1 - 1 / running
+                if left < 1 - quantile - ROUNDING:
+                    return run_us
+            running -= 1
+        return max(self.calls)[0] if left < 1 else None
 
 
 @dataclass(slots=True)
 class _Counters:
     in_flight: int = 0
     queued: int = 0
-    runs_us: deque[int] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    runs: RunTimes = field(default_factory=RunTimes)
     forecast: Forecast = field(default_factory=Forecast)
+    ahead: Ahead = field(default_factory=Ahead)
+    tools_kept: deque[bool] = field(default_factory=lambda: deque(maxlen=WINDOW))  # of turns that called tools
     slots: asyncio.Semaphore | None = None
     limit: int | None = None
 
@@ -110,19 +123,30 @@ class OwnCounters:
     def queued(self, tier: str) -> int:
         return self.of(tier).queued
 
-    def expected_wait_us(self, tier: str) -> int:
-        counters = self.of(tier)
-        return wait_us(counters.in_flight, counters.queued, counters.limit, self.latency_us(tier, 0.5) or 0)
-
     def latency_us(self, tier: str, quantile: float) -> int | None:
-        runs = sorted(self.of(tier).runs_us)
-        return runs[min(len(runs) - 1, int(quantile * len(runs)))] if runs else None
+        """The quantile of the last answers' run times; None before the first. What decides only is not among them."""
+        return self.of(tier).runs.quantile_us(quantile)
+
+    def judge_tools(self, tier: str, *, kept: bool) -> None:
+        """Count a turn in which the tier called tools, and whether all calls kept to the tools' schemas."""
+        self.of(tier).tools_kept.append(kept)
+
+    def tools_kept(self, tier: str) -> tuple[int, int]:
+        """(in how many of its last turns that called tools the tier kept to their schemas, of how many)."""
+        turns = self.of(tier).tools_kept
+        return sum(turns), len(turns)
 
     def breaker_open(self, tier: str) -> bool:
         return False
 
     def rate_limited(self, tier: str) -> bool:
         return False
+
+
+def _cut_off(error: BaseException) -> bool:
+    """Whether the call would have gone on."""
+    late = isinstance(error, ProviderError) and error.status is AttemptStatus.TIMEOUT
+    return late or isinstance(error, asyncio.CancelledError)
 
 
 async def taken(several: Sequence[asyncio.Semaphore]) -> None:

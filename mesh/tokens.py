@@ -82,12 +82,16 @@ def count_messages(
     image_tokens: int = IMAGE_TOKENS,
 ) -> int:
     """Our own count of the input, for a provider that sent no usage. Never above `bound_tokens`."""
-    total = template_tokens
-    for message in messages:
-        total += MESSAGE_OVERHEAD_TOKENS + count_text(_flat(message))
+    bound = bound_tokens(messages, params, template_tokens, image_tokens)
+    return min(template_tokens + count_content(messages, params), bound)
+
+
+def count_content(messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any]) -> int:
+    """What of `count_messages` is the same for every tier."""
+    total = sum(MESSAGE_OVERHEAD_TOKENS + count_text(_flat(message)) for message in messages)
     if params.get("tools"):
         total += count_text(orjson.dumps(params["tools"]).decode())
-    return min(total, bound_tokens(messages, params, template_tokens, image_tokens))
+    return total
 
 
 def count_text(text: str) -> int:

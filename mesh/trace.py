@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mesh.prices import Usage
+from mesh.retries import Footprint, Retry
 from mesh.vocabulary import AttemptStatus, Ended, Kind, Reason
 
 
@@ -223,6 +224,9 @@ class Traversal:
     tags: Mapping[str, str] = field(default_factory=dict)
     client_retry: int = 0
     traceparent: str | None = None  # the caller's W3C context: parent of the exported spans, not part of the wire form
+    retry: Retry | None = None  # which request this is another try of, as far as it was recognised
+    footprint: Footprint | None = None  # what it leaves for the requests behind it; not part of the wire form
+    hints: Mapping[str, Any] = field(default_factory=dict)  # those that are no field here: privacy, allow, deny ...
     bypass: str | None = None  # the tier of the kill switch that sent it; in the wire form its first hop says so
     outcome: Ended = Ended.ERROR
     because: str = ""
@@ -299,6 +303,8 @@ class Traversal:
             "tags": dict(self.tags),
             "seed": self.seed,
             "client_retry": self.client_retry,
+            "retry": None if self.retry is None else self.retry.to_json(),
+            "hints": dict(self.hints),
             "started_at": self.started_at,
             "outcome": self.outcome,
             "because": self.because,

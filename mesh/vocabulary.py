@@ -81,6 +81,18 @@ class Joined(StrEnum):
     SHORT = "short"
 
 
+class Judged(StrEnum):
+    """The outcomes of a human node: what a person made of an answer."""
+
+    APPROVED = "approved"
+    REWRITTEN = "rewritten"
+    REJECTED = "rejected"
+    EXPIRED = "expired"
+
+
+WAITING: Final = "waiting"  # a human node whose person has not judged yet
+
+
 class Reason(StrEnum):
     """Why a candidate was not taken."""
 
@@ -99,6 +111,7 @@ class Reason(StrEnum):
     THROTTLED = "throttled"
     UNCALIBRATED = "uncalibrated"
     STICKY_SESSION = "sticky_session"
+    OVERRIDE = "override"
     BYPASS = "bypass"
     DEARER = "dearer"
     SLOWER = "slower"
@@ -145,6 +158,9 @@ class Cause(StrEnum):
     GAVE_WAY = "gave_way"
     NONE_VIABLE = "none_viable"
     PERSON_ASKED_FOR = "person_asked_for"
+    OVERRIDE = "override"
+    RETRIED = "retried"
+    FIRST_TRY = "first_try"
     # calls
     REPLIED = "replied"
     LENGTH_LIMIT = "length_limit"
@@ -179,6 +195,31 @@ class Cause(StrEnum):
     PATTERN = "pattern"
     LENGTH = "length"
     FALLBACK_PHRASE = "fallback_phrase"
+    NO_CITATION = "no_citation"
+    INVENTED_CITATION = "invented_citation"
+    UNCITED = "uncited"
+    NO_CODE = "no_code"
+    SYNTAX = "syntax"
+    UNKNOWN_LANGUAGE = "unknown_language"
+    NO_TEST = "no_test"
+    TEST_FAILED = "test_failed"
+    TEST_LIMIT = "test_limit"
+    EXECUTION_OFF = "execution_off"
+    NOT_ISOLATED = "not_isolated"
+    # tool-using loops
+    OBSERVED = "observed"
+    NO_TOOL_CALLS = "no_tool_calls"
+    TOOL_ARGUMENTS = "tool_arguments"
+    UNKNOWN_TOOL = "unknown_tool"
+    SAME_ROUND = "same_round"
+    NEW_ROUND = "new_round"
+    NOT_GIVEN = "not_given"
+    # caches
+    SAME_REQUEST = "same_request"
+    SIMILAR_REQUEST = "similar_request"
+    NOTHING_KEPT = "nothing_kept"
+    NOT_KEPT = "not_kept"
+    HIT_CHECKED = "hit_checked"
     # judges, confidence and votes
     BETWEEN_THRESHOLDS = "between_thresholds"
     OWN_ANSWER = "own_answer"
@@ -189,6 +230,10 @@ class Cause(StrEnum):
     HIGHEST_SCORE = "highest_score"
     NO_MAJORITY = "no_majority"
     TOO_FEW = "too_few"
+    # people
+    WAITS_FOR_PERSON = "waits_for_person"
+    PERSON_DECIDED = "person_decided"
+    NOBODY_DECIDED = "nobody_decided"
     # ends
     RESPONDED = "responded"
 
@@ -233,6 +278,7 @@ class Role(StrEnum):
 
     OPERATOR = "operator"
     TENANT = "tenant"
+    REVIEWER = "reviewer"
     READ_ONLY = "read-only"
 
 
@@ -251,15 +297,27 @@ class Kept(StrEnum):
     KEY = "key"
     GRAPH = "graph"
     BYPASS = "bypass"
+    POLICY = "policy"
+
+
+class Reviewed(StrEnum):
+    """How far a review has come."""
+
+    PENDING = "pending"
+    CLAIMED = "claimed"
+    DONE = "done"
+    EXPIRED = "expired"
 
 
 class AlertKind(StrEnum):
-    """What an operator is told of a budget."""
+    """What an operator is told: of a budget, or of a review."""
 
     SOFT_LIMIT = "soft_limit"
     OVERRUN = "overrun"
     PROJECTED = "projected"
     FAST_BURN = "fast_burn"
+    REVIEW_WAITS = "review_waits"
+    REVIEW_JUDGED = "review_judged"
 
 
 class Privacy(StrEnum):
@@ -296,6 +354,14 @@ class Risk(StrEnum):
     HIGH = "high"
 
 
+class RetriedBy(StrEnum):
+    """How a request was recognised as another try at an earlier one."""
+
+    HINT = "hint"
+    CLIENT = "client"
+    SIMILARITY = "similarity"
+
+
 class AttemptStatus(StrEnum):
     """How one call on the wire ended."""
 
@@ -330,3 +396,13 @@ class Purpose(StrEnum):
     QUEUE = "queue"
     FEEDBACK = "feedback"
     PROMPT = "prompt"
+
+
+class JobState(StrEnum):
+    """How far a batch request has come."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"

@@ -15,7 +15,8 @@ from mesh.state import Signal, State, Verdict
 from mesh.vocabulary import Cause, Kind
 from nodes import weights
 from nodes.content import released
-from nodes.labels import UNSURE, LabelSet, label_set
+from nodes.labels import UNSURE, LabelSet, label_set, located
+from nodes.linear import About, Linear, about, loaded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -140,6 +141,80 @@ class Task(Node):
 
 Intent = Task
 """The same node, by the name that support desks know."""
+
+
+@dataclass(frozen=True)  # without slots: what the file holds is kept in the instance's dictionary
+class FittedTask(Node):
+    """Which label a request has, by a classifier fitted to many examples. Outcomes: one per label, and `unsure`.
+
+    `python -m nodes.fitting` makes its file from labels with a hundred examples each, better with texts that fit none.
+    Signals: `task` (the likeliest label), `task_score` (the probability that it fits, if half of all requests fitted
+    none) and `task_margin` (ahead of the second, of the labels' own probabilities). The first 400 and last 200
+    characters of the last user message count. 0.2 ms after `warm` for a sentence, 40 MB for 150 labels.
+
+    Measured on CLINC150's test set, fitted on its train and validation sets: see docs/measured.md.
+
+    Args:
+        file: its name, beside the graph, else in the current folder.
+        floor: with a lower score the outcome is `unsure`; a number, or the name of one that the graph declares; None:
+            the floor that was fitted.
+
+    Raises:
+        ConfigError: the file cannot be read or used; says what.
+        ValueError: a floor outside [0, 1].
+    """
+
+    file: str | Path
+    floor: Setting | None = field(default=None, kw_only=True)
+
+    kind: ClassVar[Kind] = Kind.CLASSIFIER
+
+    def __post_init__(self) -> None:
+        if self.floor is not None and not isinstance(self.floor, str) and not 0 <= self.floor <= 1:
+            raise ValueError(f"FittedTask(floor={self.floor}): from 0 to 1")
+        object.__setattr__(self, "file", located(Path(self.file)))
+        _ = self._said  # what cannot be used is refused when the graph is made
+
+    @property
+    def outcomes(self) -> frozenset[str]:
+        return frozenset({*self._said[0].labels, UNSURE})
+
+    @property
+    def numbers(self) -> frozenset[str]:
+        return frozenset() if self.floor is None else named(self.floor)
+
+    @property
+    def resources(self) -> Mapping[str, str]:
+        return {Path(self.file).name: self._said[1]}
+
+    @cached_property
+    def _said(self) -> tuple[About, str]:
+        return about(Path(self.file))
+
+    @cached_property
+    def linear(self) -> Linear:
+        """The classifier itself, read when it is first asked."""
+        return loaded(Path(self.file), self._said[1])
+
+    async def run(self, state: State, hop: "Hop") -> Verdict:
+        text = state.request.text
+        if not text.strip():
+            return Verdict(outcome=UNSURE, because=Cause.TOO_SHORT, signals={"task": None})
+        found = self.linear.finding(asked(text))
+        signals: dict[str, Signal] = {
+            "task": found.label,
+            "task_score": round(found.score, 4),
+            "task_margin": round(found.margin, 4),
+        }
+        if found.score < (self._said[0].floor if self.floor is None else hop.number(self.floor)):
+            return Verdict(outcome=UNSURE, because=Cause.BELOW_THRESHOLD, signals=signals)
+        return Verdict(outcome=found.label, because=Cause.ABOVE_THRESHOLD, signals=signals)
+
+    def describe(self) -> dict[str, Any]:
+        return {**Node.describe(self), "file": Path(self.file).name, "digest": self._said[1]}
+
+    def warm(self) -> None:
+        self.linear.finding("Hello.")
 
 
 def _table(labels: LabelSet) -> _Table:

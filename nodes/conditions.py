@@ -17,7 +17,7 @@ from budgets.gauge import Pressure
 from mesh.errors import nearest
 from mesh.policy import Reading, Setting, named, plain_number
 from mesh.state import Hints, Request, Signal, State
-from nodes.content import unread_parts
+from nodes.content import outside_texts, unread_parts
 from nodes.patterns import found, must_compile
 
 PROPERTIES: Final[Mapping[str, Callable[[Request], Signal]]] = {
@@ -25,6 +25,7 @@ PROPERTIES: Final[Mapping[str, Callable[[Request], Signal]]] = {
     "turns": lambda request: sum(m.get("role") == "user" for m in request.messages),
     "text": lambda request: request.text,
     "text_chars": lambda request: len(request.text),
+    "conversation": lambda request: "\n".join(outside_texts(request)),
     "system": lambda request: request.system,
     "system_chars": lambda request: len(request.system),
     "tools": lambda request: len(request.params.get("tools") or request.params.get("functions") or ()),
@@ -32,7 +33,10 @@ PROPERTIES: Final[Mapping[str, Callable[[Request], Signal]]] = {
     "max_tokens": lambda request: request.max_tokens,
     "unread_parts": unread_parts,
 }
-"""What a rule may ask of the request. Counts are always there; the others may be missing."""
+"""What a rule may ask of the request. Counts are always there; the others may be missing.
+
+`text` is the last user message, `conversation` all that people and tools said.
+"""
 
 BUDGET: Final = frozenset({"used", "projected"})
 """What a rule may ask of the request's budgets: the share of the fullest that is used, and that will be used at the end

@@ -37,7 +37,8 @@ class Confidence(Node):
         measure: how it is told (`nodes.measures`): LogProb, Consistency, Agreement, Verbalised.
         calibration: curves as data, or the name of a JSON file beside the graph (`nodes.calibration`).
         style: the signal that tells the style of prompt, like `task`; None: all prompts are of one.
-        calibrated: answers that no curve is for end as `uncalibrated`.
+        calibrated: answers that no curve is for end as `uncalibrated`; or the name of a number that the graph declares,
+            by which policy asks for that (1) or not (0).
 
     Raises:
         ConfigError: the calibration cannot be read or used; says where and what.
@@ -48,7 +49,7 @@ class Confidence(Node):
     measure: Measure = field(default=LogProb(), kw_only=True)
     calibration: Calibration | Mapping[str, Any] | str | Path | None = field(default=None, kw_only=True)
     style: str | None = field(default=None, kw_only=True)
-    calibrated: bool = field(default=False, kw_only=True)
+    calibrated: bool | str = field(default=False, kw_only=True)
 
     kind: ClassVar[Kind] = Kind.VALIDATOR
 
@@ -75,7 +76,8 @@ class Confidence(Node):
 
     @property
     def numbers(self) -> frozenset[str]:
-        return named(self.floor) | self.measure.numbers
+        asked = frozenset({self.calibrated}) if isinstance(self.calibrated, str) else frozenset()
+        return named(self.floor) | self.measure.numbers | asked
 
     @property
     def resources(self) -> Mapping[str, str]:
@@ -89,6 +91,9 @@ class Confidence(Node):
     def _known(self) -> Calibration:
         return cast("Calibration", self.calibration)  # `__post_init__` made it one
 
+    def _must_be_calibrated(self, hop: "Hop") -> bool:
+        return hop.number(self.calibrated) > 0 if isinstance(self.calibrated, str) else self.calibrated
+
     async def run(self, state: State, hop: "Hop") -> Verdict:
         answer = state.answer
         if answer is None:
@@ -100,7 +105,7 @@ class Confidence(Node):
             "confidence_measure": self.measure.name,
             "confidence_calibrated": curve is not None,
         }
-        if curve is None and self.calibrated:
+        if curve is None and self._must_be_calibrated(hop):
             return Verdict(outcome=UNCALIBRATED, because=Cause.UNCALIBRATED, signals=signals)
         raw = await self.measure.of(answer, state, hop)
         if raw is None:

@@ -22,9 +22,16 @@ def all_texts(request: Request) -> list[str]:
 
 
 def unread_parts(request: Request) -> int:
-    """How many message parts are no text (images, sound, files), so that no screen here can read them."""
+    """How many message parts are no text (images, sound, files), so that no screen here can read them.
+
+    A picture with a text beside it is a picture still: what a part holds is said by its type and its further members.
+    """
     parts = (p for m in request.messages if isinstance(m.get("content"), list) for p in m["content"])
-    return sum(1 for part in parts if not (isinstance(part, Mapping) and isinstance(part.get("text"), str)))
+    return sum(1 for part in parts if not _plain_text(part))
+
+
+def _plain_text(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def _texts(message: Mapping[str, Any]) -> Iterator[str]:

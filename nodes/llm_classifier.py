@@ -10,7 +10,7 @@ from mesh.policy import Setting, named
 from mesh.state import Signal, State, Verdict
 from mesh.vocabulary import Cause, Kind
 from nodes.asking import ANSWER_TOKENS, ask, fenced
-from nodes.calibration import ANY_STYLE, Calibration, calibration_of
+from nodes.calibration import ANY_STYLE, Calibration, Curve, calibration_of
 from nodes.caller import Caller
 from nodes.labels import UNSURE
 from nodes.questions import Question
@@ -43,6 +43,7 @@ class LLMClassifier(Caller):
         floor: with a lower probability of the likeliest outcome it is `unsure`; a number, or a declared one's name.
         signal: what the signals are called.
         calibration: curves as data, or the name of a JSON file beside the graph (`nodes.calibration`).
+        style: the signal that tells the style of prompt, like `task`; None: all prompts are of one.
         calibrated: answers that no curve is for are `unsure`.
         optional: the catalogue may lack the tier; the node then ends as `unavailable` without a call.
         max_chars: so much of the last user message is read: its beginning and its end.
@@ -58,6 +59,7 @@ class LLMClassifier(Caller):
     floor: Setting = field(default=0.5, kw_only=True)
     signal: str = field(default="asked", kw_only=True)
     calibration: Calibration | Mapping[str, Any] | str | Path | None = field(default=None, kw_only=True)
+    style: str | None = field(default=None, kw_only=True)
     calibrated: bool = field(default=False, kw_only=True)
     optional: bool = field(default=False, kw_only=True)
     max_chars: int = field(default=READ_CHARS, kw_only=True)
@@ -107,10 +109,14 @@ class LLMClassifier(Caller):
             return Verdict(outcome=UNSURE, because=Cause.NO_VERDICT)
         likely = self.question.likely(found.shares, hop.number)
         measured = self.question.measured(found.shares)
-        return self._verdict(likely, measured, "asked" if found.by_tokens else "asked_text", hop)
+        told = state.signals.get(self.style) if self.style is not None else None
+        style = ANY_STYLE if told is None else str(told)
+        curve = self._known.curve(self.tier, style, "asked" if found.by_tokens else "asked_text")
+        return self._verdict(likely, measured, curve, hop)
 
-    def _verdict(self, likely: dict[str, float], measured: Mapping[str, Signal], measure: str, hop: "Hop") -> Verdict:
-        curve = self._known.curve(self.tier, ANY_STYLE, measure)
+    def _verdict(
+        self, likely: dict[str, float], measured: Mapping[str, Signal], curve: Curve | None, hop: "Hop"
+    ) -> Verdict:
         if curve is not None:
             raised = {outcome: curve(share) for outcome, share in likely.items()}
             total = sum(raised.values()) or 1.0

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mesh.hop import Hop
 
 SEED_BITS: Final = 31
+WARMTH: Final = 0.7  # of further samples: cold ones would all be the answer again
 VERBAL_TOKENS: Final = 8
 NUMBER: Final = re.compile(r"[0-9]{1,3}(?:\.[0-9]+)?")
 VERBAL: Final = (
@@ -109,7 +110,7 @@ class Consistency(Measure):
 
     tier: str
     samples: int = 3
-    temperature: float = field(default=0.7, kw_only=True)
+    temperature: float = field(default=WARMTH, kw_only=True)
     max_tokens: int = field(default=256, kw_only=True)
     alike: Setting | None = field(default=None, kw_only=True)
 
@@ -119,7 +120,8 @@ class Consistency(Measure):
 
     @property
     def name(self) -> str:
-        return f"consistency_{self.samples}"
+        warmth = "" if self.temperature == WARMTH else f"_t{self.temperature:g}"
+        return f"consistency_{self.samples}{warmth}{'' if self.alike is None else f'_alike_{self.alike}'}"
 
     @property
     def demand(self) -> Demand:

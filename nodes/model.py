@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from mesh.node import Demand
 from mesh.state import State, Verdict
@@ -12,6 +12,7 @@ from nodes.caller import Caller
 if TYPE_CHECKING:
     from mesh.hop import Hop
 
+OVERRIDDEN: Final = "overridden"
 Message = Mapping[str, Any]
 
 
@@ -36,6 +37,9 @@ class Model(Caller):
             for one.
         logprobs: ask for the log-probabilities of its tokens, where the tier tells them: for a `Confidence` behind it.
             The caller gets them only if it asked for them too.
+        overridable: where a person asks for a stronger answer than this tier's (the hint `escalate`), the node calls
+            nothing and ends as `overridden`: lead that to a stronger tier, or to a person. Where the graph has neither
+            (an optional tier that is not configured) it answers, and its hop notes `override_unmet`.
 
     Raises:
         ValueError: no tier, or a bound below 1.
@@ -51,6 +55,7 @@ class Model(Caller):
     stream: bool | None = field(default=None, kw_only=True)
     clamp: bool = field(default=False, kw_only=True)
     logprobs: bool = field(default=False, kw_only=True)
+    overridable: bool = field(default=False, kw_only=True)
 
     kind: ClassVar[Kind] = Kind.MODEL
 
@@ -64,18 +69,24 @@ class Model(Caller):
 
     @property
     def outcomes(self) -> frozenset[str]:
-        return frozenset({OK, TRUNCATED})
+        return frozenset({OK, TRUNCATED, OVERRIDDEN} if self.overridable else {OK, TRUNCATED})
+
+    @property
+    def hints(self) -> frozenset[str]:
+        return frozenset({"escalate"}) if self.overridable else frozenset()
 
     @property
     def demand(self) -> Demand:
         return Demand(model_calls=self.attempts, output_tokens=self.max_tokens, seconds=None)
 
     async def run(self, state: State, hop: "Hop") -> Verdict:
+        if self.overridable and hop.steps_aside(self.tier):
+            return Verdict(outcome=OVERRIDDEN, because=Cause.OVERRIDE)
         request = state.request
         stream = hop.streams
         reply = await hop.call(
             self.tier,
-            None if self.task is None else instructed(request.messages, self.task),
+            self.messages_for(state),
             params={**self.defaults, **request.params, **self._further(hop), **self.params},
             max_tokens=self.max_tokens,
             attempts=self.attempts,
@@ -93,6 +104,10 @@ class Model(Caller):
             return Verdict(outcome=outcome, because=because, answer=answer)
         told = {"clamped_tokens": hop.clamped_tokens}
         return Verdict(outcome=outcome, because=Cause.CLAMPED, answer=answer, signals=told)
+
+    def messages_for(self, state: State) -> tuple[Message, ...] | None:
+        """What the tier is asked; None for the request's own messages, as they are."""
+        return None if self.task is None else instructed(state.request.messages, self.task)
 
     def _further(self, hop: "Hop") -> dict[str, Any]:
         """What is asked of tiers that have it, and of others not at all: they would be refused for it."""

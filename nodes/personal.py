@@ -30,8 +30,14 @@ SECRET: Final = re.compile(
 )
 SECRET_MARKS: Final = ("sk-", "AKIA", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "AIza", "xox", ".eyJ", "PRIVATE KEY")
 PHONE_CUE: Final = re.compile(
-    r"\b(?:tel|telephone|phone|mobile|cell|call|fax|ring|text|sms|whatsapp|number is|reach (?:me|him|her|us|them))\b"
+    r"(?:\b(?:tel|telephone|phone|mobile|cell|call|fax|ring|text|sms|whatsapp|number is|reach (?:me|him|her|us|them)"
+    r"|answer(?:ing|ed|s)? (?:at|on)|messages? (?:to|on|at|from))\b|\b(?:desk|office|hotline|switchboard|extension) ?:)"
     r"[^0-9\n]{0,24}$",
+    re.IGNORECASE,
+)
+LICENCE: Final = re.compile(
+    r"\bdriv(?:er'?s?|ing) licen[cs]e(?: (?:number|no\.?|#))?(?: is|:)? "
+    r"([A-Za-z]{0,2}[0-9][A-Za-z0-9-]{3,18}[0-9])(?![\w-])",
     re.IGNORECASE,
 )
 PHONE_CUE_BEHIND: Final = re.compile(r"[ -]{0,3}\(?(?:office|fax|mobile|home|work|desk|cell)\b", re.IGNORECASE)
@@ -167,11 +173,18 @@ def _secrets(text: str) -> Iterator[str]:
         yield from (found.group() for found in SECRET.finditer(text))
 
 
+def _licences(text: str) -> Iterator[str]:
+    """Numbers that the words in front call a driver's licence: they have no form of their own."""
+    if "licen" in text.lower():
+        yield from (found.group(1) for found in LICENCE.finditer(text))
+
+
 FINDERS: Final[Mapping[str, Callable[[str], Iterator[str]]]] = {
     "card": _cards,
     "email": _emails,
     "iban": _ibans,
     "ip": _addresses,
+    "licence": _licences,
     "phone": _phones,
     "secret": _secrets,
     "ssn": _ssns,
@@ -179,7 +192,7 @@ FINDERS: Final[Mapping[str, Callable[[str], Iterator[str]]]] = {
 """How each kind is found. `secret` is an access key or private key: not personal, but never to be sent on either."""
 
 
-NUMBERS: Final = frozenset({"card", "iban", "ip", "phone", "ssn"})
+NUMBERS: Final = frozenset({"card", "iban", "ip", "licence", "phone", "ssn"})
 DIGIT: Final = re.compile("[0-9]")
 
 
@@ -198,8 +211,9 @@ def values(text: str, kinds: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     for kind in kinds:
         if plain and kind in NUMBERS:
             continue
+        others = "\n".join(taken) if kind == "phone" else ""  # one search for each number, however many there are
         for found in FINDERS[kind](text):
-            if kind == "phone" and any(found.strip("() ") in other for other in taken):
+            if kind == "phone" and found.strip("() ") in others:
                 continue
             yield kind, found
             if kind != "phone":

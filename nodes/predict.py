@@ -2,12 +2,15 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from mesh.node import plain
 from mesh.state import State
+from nodes.labels import located
+from nodes.learned import Learned, read
 
 STEEPNESS: Final = 6.0
 EASE: Final = 1.5  # the logit of a tier that is exactly as strong as the request is hard
@@ -24,6 +27,22 @@ class Predictor(ABC):
     @abstractmethod
     def success(self, state: State, tier: str) -> float:
         """The probability in [0, 1] that the tier's answer is good enough."""
+
+    def successes(self, state: State, tiers: Sequence[str]) -> dict[str, float]:
+        """Those of several tiers: what they share is told once."""
+        return {tier: self.success(state, tier) for tier in tiers}
+
+    def knows(self, tier: str) -> bool:
+        """Whether this tier's figure was fitted to outcomes."""
+        return self.calibrated
+
+    @property
+    def resources(self) -> Mapping[str, str]:
+        """The digests of the files that it goes by, by their names."""
+        return {}
+
+    def warm(self) -> None:
+        """Load what the first figure would otherwise wait for."""
 
     def describe(self) -> dict[str, Any]:
         """Plain data that says all of it, for the graph's version."""
@@ -66,3 +85,58 @@ class Prior(Predictor):
         complexity = state.signals.get("complexity")
         easy = 1.0 - (float(complexity) if isinstance(complexity, (int, float)) else 0.0)
         return 1.0 - easy * (1.0 - self.hardness.get(str(state.signals.get("task")), 0.0))
+
+
+ABSENT: Final = "absent"  # in `resources`, instead of a digest: a cold start
+
+
+@dataclass(frozen=True, slots=True)
+class Predict(Predictor):
+    """Learned from outcomes: probabilities by features of the request, fitted and calibrated per tier.
+
+    While there is no such file, and for tiers that it does not name, `cold` tells: a prior from structural signals.
+    The file is data (`nodes.learned` has its format); its digest, or `absent`, is in the traversal's `resources`.
+
+    Args:
+        model: the name of its JSON file, beside the graph, else in the current folder.
+        cold: what is said where nothing was learned.
+        learned: the file's contents, read when this is made; None at a cold start.
+
+    Raises:
+        ConfigError: there is a file, and it cannot be used; says what.
+    """
+
+    model: str | Path
+    cold: Prior = field(default=Prior({}), kw_only=True)
+    learned: Learned | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        path = located(Path(self.model))
+        object.__setattr__(self, "model", path.name)
+        object.__setattr__(self, "learned", read(path))
+
+    @property
+    def calibrated(self) -> bool:
+        return self.learned is not None
+
+    def knows(self, tier: str) -> bool:
+        return self.learned is not None and tier in self.learned.tiers
+
+    @property
+    def resources(self) -> Mapping[str, str]:
+        return {str(self.model): ABSENT if self.learned is None else self.learned.digest}
+
+    def success(self, state: State, tier: str) -> float:
+        return self.successes(state, (tier,))[tier]
+
+    def successes(self, state: State, tiers: Sequence[str]) -> dict[str, float]:
+        known = {} if self.learned is None else self.learned.success(state)
+        return {tier: known[tier] if tier in known else self.cold.success(state, tier) for tier in tiers}
+
+    def warm(self) -> None:
+        """Load the embedding, and see that it is the one that the file was fitted on."""
+        if self.learned is not None:
+            self.learned.must_fit(str(self.model))
+
+    def describe(self) -> dict[str, Any]:
+        return {"type": type(self).__qualname__, "cold": self.cold.describe(), "resources": dict(self.resources)}

@@ -35,11 +35,12 @@ SENTENCE_END: Final = re.compile(r"[.!?]\s")
 class PII(Node):
     """Look for personal data by rules and checksums, in every message. Outcomes: `clean`, `personal`.
 
-    Kinds: card, email, iban, ip, phone, secret (access keys), ssn. Names and street addresses are not found. Signals:
-    `pii_kinds` ("card,email"), `pii_count`, and `pii_unread`, the parts that are no text and so were not looked at;
-    never a value. In the 1,500 texts of the presidio set it finds 235 of 236 cards, e-mails, IBANs, SSNs and addresses,
-    and 81 of 92 telephone numbers. Of 43,146 prompts of three public sets it calls 12 personal, and all 12 are. 8 us
-    for a short prompt, 0.06 us a character for a long one; the whole text is read, however long.
+    Kinds: card, email, iban, ip, licence (of drivers), phone, secret (access keys), ssn. Names and street addresses are
+    not found. Signals: `pii_kinds` ("card,email"), `pii_count`, and `pii_unread`, the parts that are no text and so
+    were not looked at; never a value. In the part of the presidio set that no rule was written from it finds 163 of the
+    165 pieces of these kinds, and calls nothing personal that is not; they are a tenth of all that is labelled there
+    (docs/measured.md). Of 43,146 prompts of three public sets it calls 12 personal, and all 12 are. 8 us for a short
+    prompt, 0.06 us a character for a long one; the whole text is read, however long.
 
     Args:
         kinds: which to look for; None for all.
@@ -90,10 +91,10 @@ class Injection(Node):
     detector's score from the threshold on. Signals: `injection_phrase`, `injection_score` in [0, 1] (the worst window),
     `injection_screened` (the share of the text that the detector read; the rest was searched for phrases only).
 
-    Measured: of 203 attacks in the deepset set, most of them indirect, it finds 24 % (of the half that no phrase was
-    written from, 16 %); false alarms 0 of 343 there, 2 of 1,500 in CLINC150, 0 of 500 in MMLU. It stops the textbook
+    Measured: of the 105 attacks in the part of the deepset set that no phrase was written from, most of them indirect,
+    it finds 38, with no false alarm in 181; of 550 texts of CLINC150 it stops 2 (docs/measured.md). It stops textbook
     attacks and no more: what a model may do must be limited elsewhere. The detector alone, at its authors' threshold of
-    0.807, calls 4 % of CLINC150 and 8 % of MMLU attacks, hence the default here. 0.4 ms for a sentence, 4 ms for 1,000
+    0.807, calls 3 % of CLINC150 and 8 % of MMLU attacks, hence the default here. 0.4 ms for a sentence, 4 ms for 1,000
     characters.
 
     Args:

@@ -1,6 +1,7 @@
 """Personal data out of the request before a call, and back into the reply after it."""
 
 import asyncio
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -23,6 +24,7 @@ OVERLAP_CHARS: Final = 8_192  # longer than any token that is looked for: half o
 KEY_BEGINS: Final = "-----BEGIN "
 KEY_ENDS: Final = "-----END "
 DASHES: Final = "-----"
+PLACEHOLDER: Final = re.compile(r"\[[a-z]+_[0-9]+\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +81,12 @@ class Redact(Node):
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Every text in a JSON value, in order."""
+    """Every text in a JSON value, in order, names of members too: they are sent like all else."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        for item in value.values():
+        for name, item in value.items():
+            yield name
             yield from _texts(item)
     elif isinstance(value, (list, tuple)):
         for item in value:
@@ -121,12 +124,12 @@ def key_blocks(text: str) -> Iterator[str]:
 
 def _named(found: Mapping[str, str], texts: list[str]) -> dict[str, str]:
     """A placeholder for each value: numbered by kind in order, and none that a text already holds."""
-    everything = "\n".join(texts).casefold()
+    there = set(PLACEHOLDER.findall("\n".join(texts).casefold()))
     numbers: dict[str, int] = {}
     named: dict[str, str] = {}
     for value, kind in found.items():
         number = numbers.get(kind, 0) + 1
-        while f"[{kind}_{number}]" in everything:
+        while f"[{kind}_{number}]" in there:
             number += 1
         numbers[kind] = number
         named[value] = f"[{kind.upper()}_{number}]"

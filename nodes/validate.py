@@ -86,8 +86,12 @@ class Validator(Node):
     def judge(self, answer: Answer, request: Request) -> Finding:
         """Judge an answer that has text."""
 
+    def look(self, answer: Answer, state: State) -> Finding:
+        """Judge an answer that has text where signals count too. Unless a check says otherwise they do not."""
+        return self.judge(answer, state.request)
+
     async def run(self, state: State, hop: "Hop") -> Verdict:
-        finding = _finding(self, state.answer, state.request)
+        finding = _finding(self, state)
         return Verdict(
             outcome=VALID if finding.valid else INVALID,
             because=finding.cause,
@@ -96,12 +100,13 @@ class Validator(Node):
         )
 
 
-def _finding(validator: Validator, answer: Answer | None, request: Request) -> Finding:
+def _finding(validator: Validator, state: State) -> Finding:
+    answer = state.answer
     if answer is None:
         return Finding(Cause.NO_ANSWER)
     if not answer.text.strip():
         return PASSED if answer.message.get("tool_calls") else Finding(Cause.EMPTY)
-    return validator.judge(answer, request)
+    return validator.look(answer, state)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +117,7 @@ class Structured(Validator):
         wanted = request.params.get("response_format")
         if not isinstance(wanted, Mapping) or wanted.get("type") not in ("json_object", "json_schema"):
             return PASSED
-        return _json_finding(answer.text, requested_schema(request))
+        return json_finding(answer.text, requested_schema(request))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +138,7 @@ class JsonSchema(Validator):
             must_be_schema(self.schema)
 
     def judge(self, answer: Answer, request: Request) -> Finding:
-        return _json_finding(answer.text, requested_schema(request) if self.schema is None else self.schema)
+        return json_finding(answer.text, requested_schema(request) if self.schema is None else self.schema)
 
     def describe(self) -> dict[str, Any]:
         return {**Node.describe(self), "schema": plain(self.schema)}
@@ -237,9 +242,12 @@ class Checks(Validator):
         object.__setattr__(self, "validators", validators)
 
     def judge(self, answer: Answer, request: Request) -> Finding:
+        return self.look(answer, State(request))
+
+    def look(self, answer: Answer, state: State) -> Finding:
         signals: dict[str, Signal] = {}
         for validator in self.validators:
-            finding = validator.judge(answer, request)
+            finding = validator.look(answer, state)
             signals.update(finding.signals)
             if not finding.valid:
                 return Finding(finding.cause, {**signals, "check": type(validator).__name__})
@@ -269,7 +277,8 @@ def requested_schema(request: Request) -> Mapping[str, Any] | None:
     return {"type": "object"} if wants_object else None
 
 
-def _json_finding(text: str, schema: Mapping[str, Any] | None) -> Finding:
+def json_finding(text: str, schema: Mapping[str, Any] | None) -> Finding:
+    """Whether a text is JSON and nothing else, and fits a schema, if there is one."""
     is_json, value = parsed(text)
     if not is_json:
         return Finding(Cause.NOT_JSON)

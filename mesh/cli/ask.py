@@ -1,4 +1,7 @@
-"""`mesh ask TEXT`: one request through a graph in this process, without Ray. Its traversal is kept like any other."""
+"""`mesh ask TEXT`: one request through a graph in this process, without Ray, in the store's own books.
+
+Tenant `local` pays, under the caps that it has there. Its traversal is kept, and its entries are, like any other's.
+"""
 
 import asyncio
 import os
@@ -9,21 +12,27 @@ import orjson
 import typer
 from rich.console import Console
 
+from budgets.directory import NOBODY_KNOWN, changed
+from budgets.ledger import Book
+from budgets.payer import Payer
+from budgets.tenants import LOCAL, Tenant
+from mesh.cli.books import with_book
 from mesh.cli.graphs import graph_named
-from mesh.cli.stores import ConfigOption, JsonOption, StoreOption, opened
+from mesh.cli.stores import ConfigOption, JsonOption, StoreOption, opened, opened_reviews
 from mesh.cli.tree import traversal_line, traversal_view
 from mesh.clock import SystemClock
-from mesh.config import load_config
+from mesh.config import Config, load_config
 from mesh.config.policies import load_policy
 from mesh.engine import Mesh, Told
 from mesh.engine.mesh import door_of
 from mesh.errors import ConfigError
 from mesh.graph import Graph
+from mesh.run import NO_META, Meta
 from mesh.state import Hints
 from mesh.store.writer import TraversalWriter
 from mesh.trace import Traversal
 from mesh.units import nusd
-from mesh.vocabulary import Priority
+from mesh.vocabulary import Kind, Priority
 
 FAILED = 1
 JSON = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
@@ -95,21 +104,48 @@ async def _asked(
 ) -> Told:
     """Ask, print the reply as it comes, and keep the traversal where `mesh trace last` finds it."""
     kept: list[Traversal] = []
-    clock = SystemClock()
-    loaded = load_config(config, os.environ, clock)
+    loaded = load_config(config, os.environ)
     policy = load_policy(loaded.policies, graph.name, graph.build().numbers)
-    mesh = Mesh(graph, door=door_of(clock, loaded.catalogue), policy=policy, record=kept.append)
-    await asyncio.to_thread(mesh.warm)
+
+    async def work(book: Book | None) -> Told:
+        asks = book is not None and any(node.kind is Kind.HUMAN for node in graph.build().nodes.values())
+        reviews = await asyncio.to_thread(opened_reviews, store, config) if asks else None
+        door = door_of(SystemClock(), loaded.catalogue, ledger=book, execution=loaded.execution)
+        mesh = Mesh(graph, door=door, policy=policy, record=kept.append, reviews=reviews)
+        meta = NO_META if book is None else Meta(payer=await _local(book, loaded))
+        await asyncio.to_thread(mesh.warm)
+        try:
+            if dry or quiet:
+                return await mesh.ask(messages, dry=dry, meta=meta, **wishes)
+            return await _printed(mesh, messages, {**wishes, "meta": meta})
+        finally:
+            await mesh.close()
+            if reviews is not None:
+                reviews.close()
+
+    if dry:  # it spends nothing, and leaves nothing behind
+        return await work(None)
     try:
-        if dry or quiet:
-            return await mesh.ask(messages, dry=dry, **wishes)
-        return await _printed(mesh, messages, wishes)
+        return await with_book(store, config, work, create=True)
     finally:
-        await mesh.close()
-        if kept and not dry:
+        if kept:
             writer = TraversalWriter(opened(store, config, create=True))
             writer.put(kept[0])
             await asyncio.to_thread(writer.close)
+
+
+async def _local(book: Book, config: Config) -> Payer:
+    """Who pays for what is asked on this machine.
+
+    Raises:
+        ConfigError: the tenant is closed.
+    """
+    directory = changed(NOBODY_KNOWN, await book.items(), session=config.session, workflow=config.workflow)
+    if LOCAL in directory.payers:
+        return directory.payers[LOCAL]
+    if LOCAL in directory.tenants:
+        raise ConfigError(f"tenant {LOCAL!r}", "is closed, or a parent of it is.", "Open it with `mesh tenant set`.")
+    return Payer(Tenant(name=LOCAL), (), config.session, config.workflow)
 
 
 async def _printed(mesh: Mesh, messages: list[dict[str, Any]], wishes: dict[str, Any]) -> Told:

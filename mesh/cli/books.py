@@ -10,9 +10,8 @@ from typing import Final, TypeVar
 from budgets.address import FILE_NAME, ledger_url
 from budgets.ledger import Book
 from budgets.open import open_ledger
-from mesh.cli.stores import store_folder
+from mesh.cli.stores import store_folder, store_url
 from mesh.clock import SystemClock
-from mesh.config import load_config
 from mesh.errors import ConfigError, StoreError
 from mesh.units import US_PER_S
 
@@ -31,8 +30,7 @@ async def with_book(
         StoreError: there is none yet, and it is not to be made.
         LedgerUnavailableError: it cannot be asked now.
     """
-    url = load_config(config, os.environ).store.url
-    folder = store_folder(store, config)
+    url, folder = store_url(store, config), store_folder(store, config)
     if url is None and not create and not (folder / FILE_NAME).exists():
         raise StoreError(str(folder), "there is no ledger yet.", "Serve a graph with this store, or name another.")
     book = open_ledger(url or ledger_url(folder), owner=f"mesh-{os.getpid()}")

@@ -1,7 +1,6 @@
 """`mesh forget`: erase what was kept of a tenant, a user or a request. The ledger goes on verifying."""
 
 import asyncio
-import os
 from typing import Annotated
 
 import orjson
@@ -9,11 +8,10 @@ import typer
 
 from budgets.ledger import Act, Book
 from mesh.cli.books import actor, with_book
-from mesh.cli.stores import ConfigOption, JsonOption, StoreOption, store_folder
-from mesh.config import load_config
+from mesh.cli.stores import ConfigOption, JsonOption, StoreOption, store_folder, store_url
 from mesh.store.contents import Whose, forget
 from mesh.store.forget import forget_names
-from mesh.store.open import open_contents, open_traversals
+from mesh.store.open import open_contents, open_reviews, open_traversals, open_turns
 
 
 def command(
@@ -29,22 +27,29 @@ def command(
     """Erase what fits every option that is given.
 
     Kept content, reviews and feedback go; in traversals the names that clients gave (user, session, workflow, their
-    request ids) and the tags. What was spent stays in the books, with sessions and workflows as names of accounts.
+    request ids) and the tags. Sessions and users have no past any more. What was spent stays in the books, with
+    sessions and workflows as names of accounts.
     """
     whose = Whose(tenant=tenant, user=user, request_id=request)
-    url, folder = load_config(config, os.environ).store.url, store_folder(store, config)
+    url, folder = store_url(store, config), store_folder(store, config)
 
     async def work(book: Book) -> tuple[int, int]:
         contents = await asyncio.to_thread(open_contents, url, folder)
         traversals = await asyncio.to_thread(open_traversals, url, folder)
+        turns = await asyncio.to_thread(open_turns, url, folder)
+        reviews = await asyncio.to_thread(open_reviews, url, folder)
         try:
             erased = await forget(contents, book, whose, actor(), reason)
+            await asyncio.to_thread(turns.forget, whose)
+            await asyncio.to_thread(reviews.forget, whose)
             named = await asyncio.to_thread(forget_names, traversals, whose)
             about = {"traversals": named}
             await book.record(Act(actor(), "names.forget", whose.shown(), after=about, reason=reason, tenant=tenant))
         finally:
             contents.close()
             traversals.close()
+            turns.close()
+            reviews.close()
         return erased, named
 
     erased, named = asyncio.run(with_book(store, config, work))

@@ -33,6 +33,8 @@ COMMANDS: Final[Mapping[str, Lazy]] = {
     "forget": Lazy("mesh.cli.forget", "Erase what was kept of a tenant, a user or a request."),
     "models": Lazy("mesh.cli.models", "List the tiers: prices, limits, and which can be called."),
     "bypass": Lazy("mesh.cli.bypass", "The kill switch: send all requests of a graph to one tier."),
+    "reviews": Lazy("mesh.cli.reviews", "What waits for a person: list, show, approve, rewrite, reject."),
+    "jobs": Lazy("mesh.cli.jobs", "Batch requests: what waits, what runs, what came of them."),
     "traces": Lazy("mesh.cli.traces", "List traversals, newest first."),
     "trace": Lazy("mesh.cli.trace", "Show one traversal: its route, where time and money went, and why."),
 }

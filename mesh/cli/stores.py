@@ -2,13 +2,16 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from mesh.store.open import open_traversals
 from mesh.store.protocol import TraversalStore
 from mesh.store.sqlite import FILE_NAME
+
+if TYPE_CHECKING:
+    from mesh.reviews import Reviews
 
 STORE: Final = ".mesh"
 CONFIG: Final = "mesh.toml"
@@ -51,6 +54,16 @@ def store_url(store: str | None, config: str | None) -> str | None:
     from mesh.config import load_config
 
     return load_config(config, os.environ).store.url
+
+
+def opened_reviews(store: str | None, config: str | None) -> "Reviews":
+    """The reviews, which replicas may be walking on with. To be closed."""
+    from mesh.clock import RandomIds, SystemClock
+    from mesh.reviews import Reviews
+    from mesh.store.open import open_contents, open_reviews
+
+    url, folder = store_url(store, config), store_folder(store, config)
+    return Reviews(open_reviews(url, folder), open_contents(url, folder), RandomIds(SystemClock()))
 
 
 def opened(store: str | None, config: str | None, *, create: bool = False) -> TraversalStore:

@@ -268,6 +268,8 @@ def _total_lines(record: Record, dot: str) -> Iterator[tuple[str, str]]:
     if record["escalations"]:
         steps = [f"{step['from']} to {step['to']} because {step['trigger']}" for step in record["escalations"]]
         yield "raised", "; ".join(steps)
+    if record.get("retry"):
+        yield "retry", _retry_text(record["retry"])
     if record["quality"]:
         yield "quality", ", ".join(f"{mark['source']} {mark['value']:g}" for mark in record["quality"])
     if record["ignored_hints"]:
@@ -275,6 +277,14 @@ def _total_lines(record: Record, dot: str) -> Iterator[tuple[str, str]]:
     shown = [f"{name.removesuffix('_version')} {record[name]}" for name in VERSIONS if record[name]]
     resources = [f"{name} {digest}" for name, digest in record["resources"].items()]
     yield "versions", dot.join([*shown, *resources, f"seed {record['seed']}"])
+
+
+def _retry_text(retry: Record) -> str:
+    """'of 0a1b2c by similarity 0.93, 12.0 s after it'."""
+    of = f"of {retry['of']} " if retry["of"] else ""
+    alike = f" {retry['similarity']:g}" if retry["similarity"] is not None else ""
+    after = f", {time_text(retry['after_us'])} after it" if retry["after_us"] is not None else ""
+    return f"{of}by {retry['by']}{alike}{after}"
 
 
 def _time_split(record: Record) -> str:

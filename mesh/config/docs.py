@@ -48,6 +48,8 @@ _SECTIONS: Final[tuple[tuple[str, str, type[BaseModel]], ...]] = (
     ("Policies", "[policies]", models.Policies),
     ("Traversals", "[traces]", models.Traces),
     ("Alerts", "[alerts]", models.Alerts),
+    ("Execution", "[execution]", models.Execution),
+    ("Batch requests", "[batch]", models.Batch),
     ("Defaults", "[defaults]", models.Defaults),
 )
 _NOTES: Final[dict[type[BaseModel], str]] = {

@@ -14,10 +14,11 @@ from budgets.tenants import Caps, Tenant
 from mesh.catalogue import Catalogue
 from mesh.clock import Clock, SystemClock
 from mesh.config.faults import Source, fault_at, faults
-from mesh.config.models import AUTO, Alerts, File, Http
+from mesh.config.models import AUTO, Alerts, Batch, File, Http
 from mesh.config.tenants import DeclaredKey, caps_of, keys_of, tenants_of
 from mesh.config.tiers import catalogue
 from mesh.errors import ConfigError, nearest
+from mesh.execution import NO_EXECUTION, Execution
 
 VARIABLE: Final = "MESH_CONFIG"
 FILE: Final = "mesh.toml"
@@ -62,6 +63,8 @@ class Config:
     session: Caps
     workflow: Caps
     alerts: Alerts
+    execution: Execution = NO_EXECUTION
+    batch: Batch = Batch()
 
     def check_graphs(self, graphs: Collection[str]) -> None:
         """Compare the names in the file with the graphs that are deployed.
@@ -116,6 +119,8 @@ def load_config(path: str | None, env: Mapping[str, str], clock: Clock | None = 
         session=caps_of(written.defaults.session) or Caps(),
         workflow=caps_of(written.defaults.workflow) or Caps(),
         alerts=_alerts(written, source),
+        execution=Execution(**written.execution.model_dump()),
+        batch=_batch(written, source),
     )
 
 
@@ -195,6 +200,16 @@ def _alerts(written: File, source: Source) -> Alerts:
     if alerts.ca_file is None:
         return alerts
     return alerts.model_copy(update={"ca_file": str(source.absolute(alerts.ca_file))})
+
+
+def _batch(written: File, source: Source) -> Batch:
+    batch = written.batch
+    if batch.begin_within_hours > batch.keep_hours:
+        problem = f"a request would be forgotten after {batch.keep_hours} hours, and may begin later than that."
+        raise fault_at(source, ("batch", "keep_hours"), problem, "Keep it at least for begin_within_hours.")
+    if batch.notify and written.alerts.webhook is None:
+        raise fault_at(source, ("batch", "notify"), "there is nobody to tell.", "Name a webhook in [alerts].")
+    return batch
 
 
 def _store(written: File, source: Source) -> StoreConfig:

@@ -363,6 +363,19 @@ class Traces(Section):
     )
 
 
+class Execution(Section):
+    """Whether code that models write may be run, isolated, to test it (`CodePasses`). docs/security.md says how."""
+
+    enabled: StrictBool = Field(
+        default=False, description="run it: Linux 5.13 or later on x86_64 or aarch64, else nothing is run"
+    )
+    seconds: Annotated[StrictInt, Field(ge=1, le=60)] = Field(default=5, description="of one run, at most")
+    memory_mib: Annotated[StrictInt, Field(ge=64, le=8_192)] = Field(default=256, description="of one run, at most")
+    at_once: Annotated[StrictInt, Field(ge=1, le=64)] = Field(
+        default=1, description="runs at a time in each replica; further ones wait for their turn"
+    )
+
+
 class Caps(Section):
     """What an account may come to: hard limits refuse, the soft ones are reported once."""
 
@@ -433,6 +446,26 @@ class Alerts(Section):
     )
 
 
+class Batch(Section):
+    """Requests with `mesh.when = "batch"`: they wait until the mesh is idle. See docs/operating.md."""
+
+    at_once: Annotated[StrictInt, Field(ge=0, le=64)] = Field(
+        default=1, description="run at a time by each replica; 0 runs none, and they wait"
+    )
+    idle_requests: Annotated[StrictInt, Field(ge=0, le=1_000)] = Field(
+        default=0, description="of people that a replica may be answering while one begins"
+    )
+    quiet_s: Seconds = Field(
+        default=Decimal(1), description="for which no replica has answered more than that before one begins"
+    )
+    begin_within_hours: Count = Field(default=24, description="one that has not begun by then fails")
+    keep_hours: Count = Field(
+        default=72, description="after which a request is forgotten with its reply, counted from when it was queued"
+    )
+    max_queued: Count = Field(default=10_000, description="of one tenant that wait or run; beyond it 429")
+    notify: StrictBool = Field(default=False, description="tell the webhook of `[alerts]` of each end, without content")
+
+
 class Defaults(Section):
     """What tiers take that do not say it themselves, and tenants."""
 
@@ -464,4 +497,6 @@ class File(Section):
     policies: Policies = Field(default_factory=Policies, description="other values of the graphs' named numbers")
     traces: Traces = Field(default_factory=Traces, description="what traversals may hold")
     alerts: Alerts = Field(default_factory=Alerts, description="who is told when budgets run low")
+    execution: Execution = Field(default_factory=Execution, description="whether code of answers may be run")
+    batch: Batch = Field(default_factory=Batch, description="requests that wait for the mesh to be idle")
     defaults: Defaults = Field(default_factory=Defaults, description="for tiers that do not say it themselves")

@@ -15,12 +15,12 @@ ESCALATE: Final[Mapping[str, Any]] = {"hint": "escalate", "why": "this tenant ma
 
 
 def must_act(caller: Caller) -> None:
-    """Refuse a key that may only read.
+    """Refuse a key that may only read, or only review.
 
     Raises:
         RequestError: code `not_allowed`.
     """
-    if caller.role is Role.READ_ONLY:
+    if caller.role not in (Role.OPERATOR, Role.TENANT):
         raise RequestError("This key may only read. Use one whose role is tenant or operator.", None, NOT_ALLOWED)
 
 

@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from budgets.directory import Caller
@@ -36,8 +37,13 @@ from mesh.serve.http import (
     without_body,
 )
 from mesh.serve.idempotency import Asked, Idempotency, fingerprint_of, key_of
+from mesh.serve.job_calls import Calls
+from mesh.serve.job_desk import JobDesk
+from mesh.serve.jobs import BATCH
 from mesh.serve.openapi import document
+from mesh.serve.override import Overrides
 from mesh.serve.readiness import Readiness
+from mesh.serve.register import Follower, RegisterWatch
 from mesh.serve.replies import (
     EventStream,
     bypass_headers,
@@ -45,11 +51,16 @@ from mesh.serve.replies import (
     failure_headers,
     reply_headers,
 )
+from mesh.serve.review_desk import ReviewDesk
 from mesh.serve.status import DRAINING, INTERNAL, Failed, failure_of, failure_of_request, wrong_method
 from mesh.serve.tenancy import ANYBODY, Tenancy
+from mesh.serve.traffic import Traffic
 from mesh.serve.traversals import TraversalPages
 from mesh.serve.wire import ChatCall, check_tiers, ignored_hints, parse_chat
+from mesh.store.job_content import Asked as AskedJob
+from mesh.store.jobs import Job
 from mesh.trace import Traversal
+from mesh.vocabulary import Role
 
 log = logging.getLogger("mesh.api")
 T = TypeVar("T")
@@ -98,6 +109,10 @@ class Api:
         bypasses: the graphs' kill switches.
         max_body_bytes, body_timeout_s: how long a request may be, and how long it may take to come.
         begin, end: what must run before the first request and behind the last.
+        followers: who else follows the ledger's register.
+        jobs: takes batch requests, and runs them; without, they are answered at once.
+        reviews: shows what waits for people, and walks on with what they judged.
+        overrides: escalates what has been answered, and writes down who asked for it.
     """
 
     def __init__(  # noqa: PLR0913 -- keyword-only parts, each replaceable by a test
@@ -116,12 +131,19 @@ class Api:
         body_timeout_s: float = 120.0,
         begin: Callable[[], Awaitable[None]],
         end: Callable[[], Awaitable[None]],
+        followers: Sequence[Follower] = (),
+        jobs: JobDesk | None = None,
+        reviews: ReviewDesk | None = None,
+        overrides: Overrides | None = None,
     ) -> None:
         self._models = models
         self._keep = keep
         self._pages, self._budgets = pages, budgets
         self._tenancy, self._bypasses = tenancy, bypasses
+        self._register = RegisterWatch(tenancy.book, (tenancy, bypasses, *followers))
         self._idempotency = idempotency
+        self._reviews, self._overrides = reviews, overrides
+        self._jobs, self._traffic = jobs, Traffic() if jobs is None else jobs.traffic
         self._metrics = metrics
         self._readiness = readiness
         self._max_body_bytes, self._body_timeout_s = max_body_bytes, body_timeout_s
@@ -134,17 +156,31 @@ class Api:
     async def start(self) -> None:
         await self._tenancy.start()
         await self._bypasses.start()
+        await self._register.look()
         await self._begin()
+        await self._register.start()
+        if self._jobs is not None:
+            self._jobs.start(self._run_job)
+        if self._reviews is not None:
+            self._reviews.start()
 
     async def drain(self) -> None:
         """Take nothing new, and wait for what runs. The caller bounds the wait."""
         self._draining = True
+        if self._jobs is not None:
+            await self._jobs.drain()
+        if self._reviews is not None:
+            await self._reviews.drain()
         while self._open or self._idempotency.running:  # noqa: ASYNC110 -- once in a replica's life
             await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
+        if self._jobs is not None:
+            await self._jobs.stop()
+        if self._reviews is not None:
+            await self._reviews.stop()
+        await self._register.stop()
         await self._tenancy.stop()
-        await self._bypasses.stop()
         await self._end()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -153,7 +189,7 @@ class Api:
             if scope["path"] == routes.CHAT and scope["method"] == "POST":
                 await self._chat(scope, receive, send)
             else:
-                await self._page(scope, send)
+                await self._page(scope, receive, send)
         except ClientGoneError:
             log.info("client left before its request was read")
         except MeshError as error:
@@ -169,7 +205,7 @@ class Api:
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
-    async def _page(self, scope: Scope, send: Send) -> None:
+    async def _page(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A page to read, or what else a method asks of it."""
         free = scope["path"] in routes.FREE
         caller = ANYBODY if free else self._tenancy.caller(headers_of(scope))
@@ -180,6 +216,16 @@ class Api:
         elif method not in route.methods:
             failed = wrong_method(route.page, route.methods, method)
             await send_error(send, failed.status, failed.body(), [allow, *failure_headers(failed)])
+        elif self._jobs is not None and route.page in routes.OF_JOBS:
+            sending = without_body(send) if method == "HEAD" else send
+            await self._jobs.answer(route, method, scope["query_string"], sending, caller)
+        elif self._reviews is not None and route.page in routes.OF_REVIEWS:
+            sending = without_body(send) if method == "HEAD" else send
+            body = partial(self._body, receive, headers_of(scope))
+            with self._traffic:  # a verdict may walk on
+                await self._reviews.answer(route, scope["query_string"], body, sending, caller)
+        elif self._overrides is not None and route.page == routes.ESCALATE:
+            await self._answer(scope, receive, send, route.name)
         else:
             sending = send if method == "GET" else without_body(send)
             await self._read(route, scope["query_string"], sending, caller)
@@ -221,6 +267,10 @@ class Api:
     # -- answering -------------------------------------------------------------------------------------------------
 
     async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._answer(scope, receive, send, None)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, escalated: str | None) -> None:
+        """Answer a chat completion, or one that goes beyond the traversal `escalated`."""
         first = next(iter(self._models.meshes.values()))
         started_us = first.door.clock.now_us()
         headers = headers_of(scope)
@@ -231,17 +281,24 @@ class Api:
             await send_error(send, DRAINING.status, DRAINING.body(), failure_headers(DRAINING))
             return
         body = await self._body(receive, headers)
+        above = None
+        if escalated is not None and self._overrides is not None:
+            body, above = await self._overrides.of(escalated, body, caller)
         call = await _of(parse_chat, body, first.new_seed())
-        mesh, detour = self._bypasses.over(self._models.find(call.model, caller.tenant))
-        check_tiers(call.request.hints, caller.tenant.of(mesh.door.catalogue.tiers))
-        call, left_out = as_tenant(call, caller.tenant)
-        meta = _meta(call, headers, (*ignored_hints(call, mesh.hints), *left_out), caller, self._tenancy)
-        meta = meta if detour is None else replace(meta, detour=detour)
+        mesh, call, meta = self._prepared(call, headers, caller, above)
         request_id = mesh.new_id()
+        jobs = self._jobs if call.request.hints.when == BATCH else None
 
         async def run(sending: Send) -> Traversal | None:
-            async with self._tenancy.admitted(caller.tenant, request_id):
-                return await self._walk(sending, mesh, call, request_id, meta, started_us)
+            if self._overrides is not None:
+                await self._overrides.note(mesh, call.request.hints, caller, request_id, above)
+            if jobs is not None:
+                wanted = AskedJob(body=body, seed=call.request.seed, headers=headers, above=above)
+                await jobs.queue(sending, call, wanted, caller, request_id)
+                return None
+            with self._traffic:
+                async with self._tenancy.admitted(caller.tenant, request_id):
+                    return await self._walk(sending, mesh, call, request_id, meta, started_us)
 
         if key is None:
             with _watching(receive):
@@ -255,6 +312,39 @@ class Api:
                 user=meta.user,
             )
             await self._idempotency.once(asked, send, run)
+
+    def _prepared(
+        self, call: ChatCall, headers: Mapping[str, str], caller: Caller, above: int | None = None
+    ) -> tuple[Mesh, ChatCall, Meta]:
+        """The graph that a request walks, the request as its tenant may make it, and what its record says of it.
+
+        `above` is the rank that an override goes beyond.
+
+        Raises:
+            RequestError: this tenant may not ask this, or nobody may.
+        """
+        mesh, detour = self._bypasses.over(self._models.find(call.model, caller.tenant))
+        check_tiers(call.request.hints, caller.tenant.of(mesh.door.catalogue.tiers))
+        call, left_out = as_tenant(call, caller.tenant)
+        heeded = mesh.hints if above is None else mesh.hints | {"escalate"}
+        meta = _meta(call, headers, (*ignored_hints(call, heeded), *left_out), caller, self._tenancy)
+        return mesh, call, meta if detour is None and above is None else replace(meta, detour=detour, above=above)
+
+    async def _run_job(self, send: Send, job: Job, asked: AskedJob, calls: Calls) -> str | None:
+        """Answer a request that was queued, as if it came now. How its traversal ended.
+
+        Raises:
+            MeshError: it was not run.
+        """
+        payer = self._tenancy.payer(job.tenant)
+        if payer is None:
+            raise RequestError("The tenant of this job is closed or gone.", None, "not_allowed")
+        call = await _of(parse_chat, asked.body, asked.seed)
+        mesh, call, meta = self._prepared(call, asked.headers, Caller(payer, Role.TENANT), asked.above)
+        started_us = mesh.door.clock.now_us()
+        async with self._tenancy.admitted(payer.tenant, job.request_id):
+            traversal = await self._walk(send, calls.over(mesh), call, job.request_id, meta, started_us)
+        return None if traversal is None else str(traversal.outcome)
 
     async def _body(self, receive: Receive, headers: Mapping[str, str]) -> bytes:
         body = await read_body(receive, headers, self._max_body_bytes, self._body_timeout_s)

@@ -13,7 +13,7 @@ from mesh.serve.alerts import EVERY_S, FIRST_RETRY_S, Alerting, Sender
 
 
 class BudgetWatch:
-    """`gauges` and `throttle` are for the replica's door, `alerting` for its pages.
+    """`gauges` and `throttle` are for the replica's door, `alerting` for its pages, `outbox` for what others tell.
 
     Args:
         beside: the tables beside the ledger's books; closed with the watch.
@@ -36,9 +36,10 @@ class BudgetWatch:
         self._beside = beside
         self.gauges = Gauges(book, now_us)
         self.throttle = Throttle(beside)
+        self.outbox = Outbox(beside, sends=sender is not None)
         self.alerting = Alerting(
             book,
-            Outbox(beside, sends=sender is not None),
+            self.outbox,
             readings=self.gauges.readings,
             sender=sender,
             fast_burn_percent=fast_burn_percent,

@@ -1,27 +1,23 @@
 """The kill switches as one replica knows them: followed in the ledger's register, obeyed in memory.
 
-No request waits for the store. A switch that is thrown holds for all requests that begin `POLL_S` later, and those that
-run already end as they began.
+No request waits for the store. A switch that is thrown holds for all requests that begin half a second later
+(`mesh.serve.register`), and those that run already end as they began.
 """
 
-import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
 
 from budgets.bypass import Bypass, ServedGraph, announce, bypasses_in
 from budgets.ledger import Book
-from mesh.clock import Clock
+from budgets.register import Item
 from mesh.engine.mesh import Mesh
-from mesh.errors import LedgerUnavailableError, RegisterConflictError
+from mesh.errors import RegisterConflictError
 from mesh.metrics import Metrics
 from mesh.run import Detour
 from mesh.units import US_PER_S, utc_text
 
 log = logging.getLogger("mesh.bypass")
-
-POLL_S: Final = 0.5  # on every replica within 2 s
 
 
 class Bypasses:
@@ -29,18 +25,16 @@ class Bypasses:
 
     Args:
         meshes: the graphs and those that pin their tiers (`support/light`), each proved before it is served.
+        now_us: the store's time of day, without asking it.
         replica: who says in the audit log which graphs are served.
     """
 
-    def __init__(self, book: Book, meshes: Mapping[str, Mesh], clock: Clock, *, replica: str = "") -> None:
+    def __init__(self, book: Book, meshes: Mapping[str, Mesh], now_us: Callable[[], int], *, replica: str = "") -> None:
         self._book = book
         self._meshes = meshes
-        self._clock = clock
+        self._now_us = now_us
         self._replica = replica
         self._known: dict[str, Bypass] = {}
-        self._version = 0
-        self._ahead_us = 0  # by how much the store's clock is before ours
-        self._task: asyncio.Task[None] | None = None
 
     def over(self, asked: Mesh) -> tuple[Mesh, Detour | None]:
         """The mesh that a request walks, and the detour that this is, if its graph is bypassed.
@@ -78,45 +72,20 @@ class Bypasses:
         metrics.watch_each("mesh_bypass", meaning, ("graph", "tier"), on)
 
     async def start(self) -> None:
-        """Read the register, say which graphs are served, and follow the switches from now on.
+        """Say which graphs are served.
 
         Raises:
-            LedgerUnavailableError: the register cannot be read: nobody knows what is bypassed.
+            LedgerUnavailableError: the register cannot be asked.
         """
         with contextlib.suppress(RegisterConflictError):  # another replica has just said the same
             await announce(self._book, self._served(), self._replica)
-        await self.refresh()
-        self._task = asyncio.create_task(self._follow())
 
-    async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-
-    async def refresh(self) -> None:
+    async def take(self, items: Sequence[Item]) -> None:
         """Take over what has changed in the register."""
-        items = await self._book.items(after=self._version)
         for graph, bypass in bypasses_in(items).items():
-            self._known[graph] = bypass
-            self._say(bypass)
-        self._version = max([item.version for item in items], default=self._version)
-        if any(one.until_us is not None for one in self._known.values()):
-            self._ahead_us = 0
-            self._ahead_us = await self._book.now_us() - self._now_us()
-
-    async def _follow(self) -> None:
-        failing = False
-        while True:
-            await asyncio.sleep(POLL_S)
-            try:
-                await self.refresh()
-                failing = False
-            except LedgerUnavailableError as error:
-                if not failing:
-                    log.warning("bypasses are as they were: %s", error)
-                failing = True
-            except Exception:
-                log.exception("bypasses could not be read")
+            if self._known.get(graph) != bypass:
+                self._known[graph] = bypass
+                self._say(bypass)
 
     def _say(self, bypass: Bypass) -> None:
         if bypass.holds(self._now_us()):
@@ -144,6 +113,3 @@ class Bypasses:
             for name, mesh in self._meshes.items()
             if "/" not in name
         ]
-
-    def _now_us(self) -> int:
-        return int(self._clock.wall().timestamp() * US_PER_S) + self._ahead_us

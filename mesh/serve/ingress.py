@@ -14,7 +14,7 @@ from budgets.beside import open_beside
 from budgets.open import open_ledger
 from budgets.sweeper import sweep_forever
 from mesh.catalogue import ModelSpec
-from mesh.clock import SystemClock
+from mesh.clock import RandomIds, SystemClock
 from mesh.config import Config, load_config
 from mesh.deploy import graph_at
 from mesh.engine import Form, Mesh
@@ -26,24 +26,30 @@ from mesh.providers.engine import PlacedEngines
 from mesh.providers.gguf import settings_of
 from mesh.providers.registry import HTTP, providers_for
 from mesh.providers.security import check_endpoint
+from mesh.reviews import Reviews
 from mesh.run import Door
 from mesh.serve.api import Api, Models
 from mesh.serve.budget_watch import BudgetWatch
 from mesh.serve.budgets import BudgetPages
 from mesh.serve.bypasses import Bypasses
+from mesh.serve.contents import KeptContent
 from mesh.serve.declared import check_tenants, declared
 from mesh.serve.flags import flags_in_effect
 from mesh.serve.idempotency import Idempotency
+from mesh.serve.job_desk import desk_of
+from mesh.serve.override import Overrides
 from mesh.serve.placed import PlacedTier
-from mesh.serve.policies import check_policies, show, watched
+from mesh.serve.policies import PolicyActs, check_policies, show, watched
 from mesh.serve.readiness import Readiness
+from mesh.serve.review_desk import ReviewDesk
+from mesh.serve.reviews import ReviewPages
 from mesh.serve.sockets import is_loopback
 from mesh.serve.tenancy import Tenancy
 from mesh.serve.traversals import TraversalPages
 from mesh.serve.webhook import webhook_of
-from mesh.store.contents import sweep_forever as sweep_contents
-from mesh.store.open import open_contents, open_traversals
-from mesh.store.protocol import Retention
+from mesh.store.open import open_reviews, open_traversals, open_turns
+from mesh.store.protocol import Retention, TraversalStore
+from mesh.store.turns import StoredPast, TurnWriter
 from mesh.store.writer import TraversalWriter
 from mesh.telemetry import from_environment
 from mesh.tiers import OwnCounters
@@ -118,8 +124,11 @@ def _placed(config: Config, tier: str) -> PlacedTier:
     )
 
 
-def ingress_from(settings: Mapping[str, Any]) -> Api:
+def ingress_from(settings: Mapping[str, Any], *, books: str | None = None) -> Api:
     """The API of one replica, ready to be started. `settings["engines"]` maps local tiers to where they run.
+
+    Args:
+        books: the ledger's address; default: the configured store's.
 
     Raises:
         MeshError: as `preflight`; the graphs are proved anew, with the catalogue as this replica has loaded it.
@@ -130,7 +139,7 @@ def ingress_from(settings: Mapping[str, Any]) -> Api:
     engines = PlacedEngines(settings["engines"])
     providers = providers_for(config.catalogue, clock, engines)
     replica = f"{platform.node()}-{os.getpid()}"
-    books = config.store.url or ledger_url(Path(settings["store"]))
+    books = books or config.store.url or ledger_url(Path(settings["store"]))
     ledger = open_ledger(books, owner=replica)
     loopback = is_loopback(str(settings["host"]))
     tenancy = Tenancy(ledger, clock, loopback=loopback, session=config.session, workflow=config.workflow)
@@ -138,33 +147,38 @@ def ingress_from(settings: Mapping[str, Any]) -> Api:
     watch = BudgetWatch(
         ledger, open_beside(books), tenancy.now_us, sender=sender, fast_burn_percent=config.alerts.fast_burn_percent
     )
-    door = Door(config.catalogue, providers, ledger, clock, OwnCounters(), watch.gauges, watch.throttle)
+    contents = KeptContent(config.store.url, Path(settings["store"]), served)
+    turns = open_turns(config.store.url, Path(settings["store"]))
+    door = Door(
+        config.catalogue, providers, ledger, clock, OwnCounters(), watch.gauges, watch.throttle,
+        execution=config.execution, answers=contents.answers, past=StoredPast(turns),
+    )  # fmt: skip
     store = open_traversals(config.store.url, Path(settings["store"]))
-    contents = open_contents(config.store.url, Path(settings["store"]))
-    keep_us = config.http.idempotency_hours * 3_600 * US_PER_S
     spans = from_environment(config.catalogue)
-    observers = [spans.export] if spans is not None else []
-    writer = TraversalWriter(store, keep=_retention(config), observers=observers, clock=clock)
+    observing = [spans.export] if spans is not None else []
+    writer = TraversalWriter(store, keep=_retention(config), observers=observing, clock=clock)
+    keeper = TurnWriter(turns, writer.put)
     graphs = [graph for graph in served if "/" not in graph.name]
     form = Form(settings.get("form", Form.STAGED))
-    meshes = {graph.name: Mesh(graph, door=door, form=form, record=writer.put) for graph in served}
+    reviews = Reviews(open_reviews(config.store.url, Path(settings["store"])), contents.store, RandomIds(clock))
+    meshes = {graph.name: Mesh(graph, door=door, form=form, record=keeper.put, reviews=reviews) for graph in served}
     policies = watched(settings, config, graphs, meshes)
-    bypasses = Bypasses(ledger, meshes, clock, replica=replica)
+    bypasses = Bypasses(ledger, meshes, tenancy.now_us, replica=replica)
     metrics = Metrics(store, writer, replica=replica)
     sweeping: list[asyncio.Task[None]] = []
     show(policies, metrics)
-    bypasses.show(metrics)
-    watch.alerting.show(metrics)
+    for part in (bypasses, watch.alerting, contents):
+        part.show(metrics)
+    jobs = desk_of(config, Path(settings["store"]), door, contents.store, ledger, metrics, owner=replica, sender=sender)
 
     async def begin() -> None:
         await declared(ledger, config, os.environ)
-        await tenancy.refresh()
         for mesh in meshes.values():
             await asyncio.to_thread(mesh.warm)
         policies.start()
         await watch.start()
         sweeping.append(asyncio.create_task(sweep_forever(ledger)))
-        sweeping.append(asyncio.create_task(sweep_contents(contents)))
+        contents.start()
         _settle_garbage()
 
     async def end() -> None:
@@ -175,19 +189,18 @@ def ingress_from(settings: Mapping[str, Any]) -> Api:
             task.cancel()
         await watch.stop()
         await ledger.close()
-        await asyncio.to_thread(writer.close)
-        store.close()
-        contents.close()
+        await asyncio.to_thread(_close, keeper, writer, store)
+        await contents.stop()
         if spans is not None:
             await asyncio.to_thread(spans.close)
 
     return Api(
         Models(meshes, config.aliases, config.default_graph or graphs[0].name),
-        keep=writer.put,
+        keep=keeper.put,
         pages=TraversalPages(store),
         budgets=BudgetPages(ledger, tenancy),
         tenancy=tenancy,
-        idempotency=Idempotency(contents, ledger, keep_us=keep_us),
+        idempotency=Idempotency(contents.store, ledger, keep_us=config.http.idempotency_hours * 3_600 * US_PER_S),
         metrics=metrics,
         readiness=Readiness(
             meshes,
@@ -196,15 +209,26 @@ def ingress_from(settings: Mapping[str, Any]) -> Api:
                 lambda: [writer.problem] if writer.problem else [],
                 lambda: [f"ledger: {ledger.problem}"] if ledger.problem else [],
             ],
-            [lambda: list(policies.rejected.values()), bypasses.warnings, watch.alerting.warnings],
+            [lambda: list(policies.rejected.values()), bypasses.warnings, watch.alerting.warnings, keeper.warnings],
             reports,
         ),
         max_body_bytes=config.http.max_body_bytes,
         body_timeout_s=float(config.http.body_timeout_s),
         bypasses=bypasses,
+        followers=[PolicyActs(ledger, policies, actor=replica)],
+        jobs=jobs,
+        reviews=ReviewDesk(ReviewPages(reviews, ledger), meshes, tenancy, outbox=watch.outbox, metrics=metrics),
+        overrides=Overrides(store, contents.store, ledger, meshes),
         begin=begin,
         end=end,
     )
+
+
+def _close(keeper: TurnWriter, writer: TraversalWriter, store: TraversalStore) -> None:
+    """Each hands the next what it still has."""
+    keeper.close()
+    writer.close()
+    store.close()
 
 
 def _settle_garbage() -> None:

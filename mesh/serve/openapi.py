@@ -15,7 +15,7 @@ from mesh.serve.http import JSON
 from mesh.serve.idempotency import MAX_KEY
 from mesh.serve.schemas import COUNT, REF, TEXT, Schema, error, or_null, ref, replies
 from mesh.store.protocol import MAX_PAGE
-from mesh.vocabulary import Ended
+from mesh.vocabulary import Ended, Reviewed
 
 TITLE: Final = "Model mesh"
 ABOUT: Final = (
@@ -37,7 +37,7 @@ PHRASES: Final[Mapping[int, str]] = {
     404: "There is no such model, page or traversal.",
     405: "The page takes other methods: see `allow`.",
     408: "The body did not come in time.",
-    409: "A request with this Idempotency-Key still runs, or was cut off after it had spent.",
+    409: "It cannot be done as things are: a key that still runs, content that was not kept, nothing stronger to ask.",
     413: "The body is too long.",
     415: "The body is not said to be JSON, or is compressed.",
     422: "A cap of the request was reached before there was an answer, or its key was used with another body.",
@@ -98,12 +98,40 @@ def _paths(max_body_bytes: int) -> dict[str, Any]:
             [400, 404],
         ),
         routes.BUDGET: _read("budget", "A tenant's balances", ref("Budget"), _accounts(), [400, 404]),
+        routes.JOBS: _read("findJobs", "Batch requests, newest first", ref("JobPage"), _job_filters(), [400]),
+        routes.JOB: _read("getJob", "A batch request, and its reply", ref("Job"), [_in_path("job_id")], [404]),
+        routes.REVIEWS: _read("findReviews", "Reviews, newest first", ref("ReviewPage"), _reviews(), [400]),
+        routes.REVIEW: _read(
+            "getReview", "A review; with the reply, once there is one", ref("Review"), [_in_path("review_id")], [404]
+        ),
+        routes.REVIEW_CONTENT: _read(
+            "getReviewContent",
+            "What is to be judged; the audit log says who saw it",
+            ref("ReviewContent"),
+            [_in_path("review_id")],
+            [404, 409],
+        ),
         routes.HEALTH: _read("health", "Whether the process is up", ref("Health"), free=True),
         routes.READY: _ready(),
         routes.METRICS: _metrics(),
         routes.OPENAPI: _read("openapi", "This document", {"type": "object"}),
     }
-    return {routes.CHAT: {"post": _chat(max_body_bytes)}, **{page: {"get": made} for page, made in reads.items()}}
+    paths: dict[str, Any] = {page: {"get": made} for page, made in reads.items()}
+    cancel = "Take a batch request back; one that has ended stays as it is"
+    for page, method in ((routes.JOB, "delete"), (routes.CANCEL_JOB, "post")):
+        made = _read(f"{method}Job", cancel, ref("Job"), [_in_path("job_id")], [404])
+        paths[page] = {**paths.get(page, {}), method: made}
+    verdicts = {
+        routes.APPROVE: _verdict("approveReview", "The answer may be given as it is"),
+        routes.REWRITE: _verdict("rewriteReview", "`text` is the answer"),
+        routes.REJECT: _verdict("rejectReview", "It is no answer"),
+    }
+    return {
+        routes.CHAT: {"post": _chat(max_body_bytes)},
+        routes.ESCALATE: {"post": _escalate(max_body_bytes)},
+        **{page: {"post": made} for page, made in verdicts.items()},
+        **paths,
+    }
 
 
 def _chat(max_body_bytes: int) -> dict[str, Any]:
@@ -124,6 +152,20 @@ def _chat(max_body_bytes: int) -> dict[str, Any]:
     }
 
 
+def _escalate(max_body_bytes: int) -> dict[str, Any]:
+    """As a chat completion, of which all but the messages is told by the traversal."""
+    made = _chat(max_body_bytes)
+    asked = {"type": "object", "properties": {"messages": {"type": "array"}, "mesh": or_null(ref("Hints"))}}
+    return {
+        **made,
+        "operationId": "escalateTraversal",
+        "summary": "A stronger answer than that of a finished request, or a person's",
+        "description": "The messages are given again. What the request had asked for still holds.",
+        "parameters": [_in_path("request_id"), *made["parameters"]],
+        "requestBody": {"required": True, "content": {JSON: {"schema": asked}}},
+    }
+
+
 def _read(
     name: str,
     about: str,
@@ -140,6 +182,30 @@ def _read(
     if free:
         made["security"] = []
     return {**made, "responses": {"200": {"description": about + ".", "content": content}, **errors}}
+
+
+def _verdict(name: str, about: str) -> dict[str, Any]:
+    """A POST that judges a review: its traversal walks on, and the reply says how far it is after a second."""
+    content = {JSON: {"schema": ref("Review")}}
+    return {
+        "operationId": name,
+        "summary": about,
+        "parameters": [_in_path("review_id")],
+        "requestBody": {"required": True, "content": {JSON: {"schema": ref("Verdict")}}},
+        "responses": {
+            "200": {"description": "The review as it is now.", "content": content},
+            **_errors([400, 404, 408, 409, 413, 415, *ANY_TIME, *KEYED]),
+        },
+    }
+
+
+def _reviews() -> list[Schema]:
+    kinds: dict[str, Schema] = {
+        **dict.fromkeys(("tenant", "graph", "cursor"), TEXT),
+        "state": {"type": "string", "enum": list(Reviewed)},
+        "limit": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": 50},
+    }
+    return [{"name": name, "in": "query", "schema": schema} for name, schema in kinds.items()]
 
 
 def _ready() -> dict[str, Any]:
@@ -187,6 +253,12 @@ def _filters() -> list[Schema]:
         "until": moment,
         "limit": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": 50},
     }
+    return [{"name": name, "in": "query", "schema": schema} for name, schema in kinds.items()]
+
+
+def _job_filters() -> list[Schema]:
+    limit = {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": 50}
+    kinds = {"tenant": TEXT, "state": {"type": "string", "examples": ["done"]}, "cursor": TEXT, "limit": limit}
     return [{"name": name, "in": "query", "schema": schema} for name, schema in kinds.items()]
 
 

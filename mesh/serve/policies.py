@@ -1,17 +1,25 @@
-"""The policies of one replica: loaded with its graphs, swapped under them when their files change, and shown."""
+"""The policies of one replica: loaded with its graphs, swapped under them when their files change, shown, written down.
+
+A change is one entry of the audit log, however many replicas load it: the register keeps what is in force, and whoever
+finds it changed first says so.
+"""
 
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from budgets.ledger import Act, Book
+from budgets.register import Item
 from mesh.config import Config
 from mesh.config.policies import load_policy
 from mesh.config.policy_watch import PolicyWatch, Watching
 from mesh.engine import Mesh
+from mesh.errors import RegisterConflictError
 from mesh.graph import BuiltGraph
 from mesh.metrics import Metrics
 from mesh.policy import Policy
+from mesh.vocabulary import Kept
 
 KEPT: Final = "policies"  # in the store: what was in force last
 
@@ -52,6 +60,46 @@ def watched(
     for name, policy in watch.policies.items():
         apply(name, policy)
     return watch
+
+
+class PolicyActs:
+    """Puts each change of a policy into the register, and so into the audit log, with what held before and holds now.
+
+    Args:
+        actor: the replica, which knows what changed and not who wrote the file.
+    """
+
+    def __init__(self, book: Book, watch: PolicyWatch, *, actor: str) -> None:
+        self._book = book
+        self._watch = watch
+        self._actor = actor
+        self._kept: dict[str, Item] = {}
+        self._told: dict[str, str] = {}  # per graph the version that was looked at last
+
+    async def take(self, items: Sequence[Item]) -> None:
+        """Take over what others have written down, and write down what has changed here since.
+
+        Raises:
+            LedgerUnavailableError: it cannot be written down now; the next look tries again.
+        """
+        self._kept.update({item.name: item for item in items if item.kind == Kept.POLICY})
+        for graph, policy in self._watch.policies.items():
+            if self._told.get(graph) != policy.version and await self._tell(graph, policy):
+                self._told[graph] = policy.version
+
+    async def _tell(self, graph: str, policy: Policy) -> bool:
+        """False where another replica is writing down something else."""
+        kept = self._kept.get(graph)
+        before = kept.data["version"] if kept is not None else None
+        if before == policy.version or (kept is None and not policy.values):
+            return True
+        body = {"version": policy.version, "values": dict(policy.values)}
+        act = Act(self._actor, "policy.change", f"graph:{graph}", reason=f"policies/{graph}.toml")
+        try:
+            await self._book.keep(Kept.POLICY, graph, body, act, expected=0 if kept is None else kept.version)
+        except RegisterConflictError:
+            return False
+        return True
 
 
 def show(watch: PolicyWatch, metrics: Metrics) -> None:

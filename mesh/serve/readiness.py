@@ -28,7 +28,9 @@ class Readiness:
         self._reports = {report.graph: report for report in reports}
 
     def warnings(self) -> list[str]:
-        return [warning for look in self._warnings for warning in look()]
+        nodes = (node for mesh in self._meshes.values() for node in mesh.graph.nodes.values())
+        of_nodes = [warning for node in nodes for warning in node.warnings]
+        return [*(warning for look in self._warnings for warning in look()), *dict.fromkeys(of_nodes)]
 
     def graphs(self) -> dict[str, Any]:
         """What was proved of each graph: its versions, and how many policies hold on every walk."""

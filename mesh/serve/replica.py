@@ -54,7 +54,7 @@ class Shell:
         self._ingress = ingress
         self._board = board
         self._running = 0
-        self._draining = False
+        self._draining = self._drained = False
         self._quiet = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,7 +85,7 @@ class Shell:
         await receive()
         watching.cancel()
         try:
-            await self._ingress.drain()
+            await self._drain()
         finally:
             await self._ingress.stop()
             await send({"type": "lifespan.shutdown.complete"})
@@ -99,7 +99,16 @@ class Shell:
         self._draining = True
         if self._running:
             await self._quiet.wait()
-        self._board.idle(pid)
+        try:
+            await self._drain()
+        finally:
+            self._board.idle(pid)
+
+    async def _drain(self) -> None:
+        """Let the ingress end what no request waits for, while the tiers are still there; once."""
+        if not self._drained:
+            await self._ingress.drain()
+            self._drained = True
 
 
 async def _turn_away(send: Send) -> None:

@@ -30,8 +30,10 @@ def usage_body(usage: Usage, cost_nusd: int) -> dict[str, Any]:
 
 
 def mesh_body(traversal: Traversal) -> dict[str, Any]:
-    """The request's totals."""
+    """The request's totals. One that waits for a person has a `review_id`, to poll at `/mesh/reviews/{id}`."""
+    waits = {"review_id": traversal.hops[-1].state["review_id"]} if traversal.outcome is Ended.REVIEW else {}
     return {
+        **waits,
         "request_id": traversal.request_id,
         "route": traversal.route,
         "because": traversal.because,

@@ -11,7 +11,20 @@ from pydantic import TypeAdapter
 
 from mesh.serve.budgets import NAMES as BALANCES
 from mesh.store.protocol import Summary
-from mesh.vocabulary import AttemptStatus, Dimension, Ended, Kind, Priority, Reason, Risk, Scope
+from mesh.vocabulary import (
+    AttemptStatus,
+    Dimension,
+    Ended,
+    JobState,
+    Judged,
+    Kind,
+    Priority,
+    Reason,
+    RetriedBy,
+    Reviewed,
+    Risk,
+    Scope,
+)
 
 Schema: TypeAlias = dict[str, Any]
 
@@ -86,7 +99,8 @@ def mesh() -> Schema:
         "baseline_cost_nusd": or_null(COUNT),
         "usage": object_of({"input_tokens": COUNT, "output_tokens": COUNT}),
         "ignored_hints": many(object_of({"hint": TEXT, "why": TEXT})),
-    }, about="The request's totals. Money is whole nano-US-dollars.")  # fmt: skip
+        "review_id": TEXT,
+    }, optional=["review_id"], about="The request's totals. Money is whole nano-US-dollars.")  # fmt: skip
 
 
 def completion() -> Schema:
@@ -192,6 +206,13 @@ def traversal() -> Schema:
         "tags": {"type": "object", "additionalProperties": TEXT},
         "seed": WHOLE,
         "client_retry": COUNT,
+        "retry": or_null(object_of({
+            "by": words(RetriedBy),
+            "of": or_null(TEXT),
+            "similarity": or_null(NUMBER),
+            "after_us": or_null(COUNT),
+        }, about="What the request was another try of, as far as it was recognised.")),
+        "hints": ANY_OBJECT,
         "started_at": {"type": "string", "format": "date-time"},
         "outcome": words(Ended),
         "because": TEXT,
@@ -228,6 +249,21 @@ def summary() -> Schema:
     return {**made, "description": "What a list shows of a traversal."}
 
 
+def job(*, whole: bool = False) -> Schema:
+    """A batch request; a whole one has its reply."""
+    response = object_of({"status_code": WHOLE, "body": ANY_OBJECT}, about="The reply, once there is one.")
+    return object_of({
+        "id": {"type": "string", "pattern": "^job-"},
+        "object": const("mesh.job"),
+        "state": words(JobState),
+        **each(("tenant", "model", "request_id", "created_at", "begin_by", "expires_at"), TEXT),
+        **each(("started_at", "ended_at", "outcome"), or_null(TEXT)),
+        "tries": COUNT,
+        "status": or_null(WHOLE),
+        **({"response": or_null(response)} if whole else {}),
+    }, about="A batch request.")  # fmt: skip
+
+
 def ready() -> Schema:
     proved = object_of({
         "proved": FLAG,
@@ -236,6 +272,24 @@ def ready() -> Schema:
     })  # fmt: skip
     graphs: Schema = {"type": "object", "additionalProperties": proved}
     return object_of({"ready": FLAG, "problems": many(TEXT), "warnings": many(TEXT), "graphs": graphs})
+
+
+def review(*, further: Mapping[str, Schema]) -> Schema:
+    return object_of({
+        **each(("id", "tenant", "request_id", "graph", "graph_version", "node"), TEXT),
+        "object": const("mesh.review"),
+        "state": words(Reviewed),
+        **each(("created_at", "due_at", "judged_at", "ended_at", "actor", "following"), or_null(TEXT)),
+        "verdict": or_null(words(Judged)),
+        "outcome": or_null(words(Ended)),
+        **further,
+    }, about="One question to a person.")  # fmt: skip
+
+
+def verdict() -> Schema:
+    about = "`text` goes with a rewritten answer alone; `reason` is for the audit log."
+    made = object_of(each(("text", "reason"), TEXT), optional=["text", "reason"], about=about)
+    return {**made, "additionalProperties": False}
 
 
 def replies() -> dict[str, Schema]:
@@ -253,6 +307,13 @@ def replies() -> dict[str, Schema]:
         "TraversalSummary": summary(),
         "TraversalPage": object_of({"data": many(ref("TraversalSummary")), "next_cursor": or_null(TEXT)}),
         "Budget": budget(),
+        "Job": job(whole=True),
+        "JobPage": object_of({"data": many(job()), "next_cursor": or_null(TEXT)}),
+        "Review": review(further={"response": or_null(ANY_OBJECT)}),
+        "ReviewContent": review(further=each(("content", "response"), or_null(ANY_OBJECT))),
+        "ReviewSummary": review(further={}),
+        "ReviewPage": object_of({"data": many(ref("ReviewSummary")), "next_cursor": or_null(TEXT)}),
+        "Verdict": verdict(),
         "Health": object_of({"status": const("ok")}),
         "Ready": ready(),
     }

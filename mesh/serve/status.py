@@ -31,7 +31,13 @@ BAD_REQUEST_STATUS: Final[Mapping[str, int]] = {
     "request_too_large": 413,
     "unsupported_media_type": 415,
     "idempotency_interrupted": 409,
+    "review_judged": 409,
+    "review_interrupted": 409,
+    "review_version": 409,
+    "content_not_kept": 409,
+    "cannot_escalate": 409,
     "idempotency_key_reuse": 422,
+    "queue_full": 429,
 }
 """The codes of requests that never ran, each with its status."""
 
@@ -102,7 +108,12 @@ _UNAVAILABLE: Mapping[str, tuple[str, str, bool]] = {
     Cause.NOT_CONFIGURED: ("tier_not_configured", "The tier that this request needs is not configured", False),
 }
 _BUDGET_FIGURES: Final = ("scope", "dimension", "limit", "used", "asked", "resets_at")
-_KINDS: Final = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+_KINDS: Final = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_exceeded",
+}
 _NO_TIER: Final = (503, "no_candidate", "No tier can be called now", "Try again later.")
 _REFUSALS: Mapping[str, tuple[int, str, str, str]] = {
     Reason.REGION: (

@@ -4,8 +4,7 @@ No request waits for the store to be known: only a tenant whose pace is limited 
 """
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Final
 
@@ -13,18 +12,17 @@ from budgets.account import DIMENSIONS
 from budgets.directory import NOBODY_KNOWN, Caller, Directory, changed
 from budgets.ledger import Book
 from budgets.payer import NOBODY, Payer
+from budgets.register import Item
 from budgets.tenants import LOCAL, NO_CAPS, Caps, Tenant
 from budgets.turnstile import Pace
 from mesh.clock import Clock
-from mesh.errors import LedgerUnavailableError, RateLimitedError, RequestError
+from mesh.errors import RateLimitedError, RequestError
 from mesh.units import US_PER_S
 from mesh.vocabulary import Dimension, Role
 
-log = logging.getLogger("mesh.tenants")
-
-POLL_S: Final = 0.5  # a change holds on every replica within 2 s
 STAY_S: Final = 5.0  # a slot's lease is three times as long
-LOOK_AT_CLOCK: Final = 60  # polls
+LOOK_AT_CLOCK: Final = 60  # looks at the register
+LOOK_AT_LIMITS: Final = 2
 STEPS: Final = DIMENSIONS.index(Dimension.STEPS)
 BEARER: Final = "bearer "
 ANYBODY: Final = Caller(NOBODY, Role.READ_ONLY)
@@ -54,9 +52,14 @@ class Tenancy:
         self._defaults = {"session": session, "workflow": workflow}
         self._anybody = Caller(Payer(Tenant(name=LOCAL), (), session, workflow), Role.OPERATOR)
         self._ahead_us = 0  # by how much the store's clock is before ours
-        self._polls = 0
+        self._looks = 0
         self._running: dict[str, set[str]] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def book(self) -> Book:
+        """The ledger whose register is followed."""
+        return self._book
 
     @property
     def open(self) -> bool:
@@ -81,6 +84,12 @@ class Tenancy:
         if found is None:
             raise RequestError(DENIED, None, "invalid_api_key")
         return found
+
+    def payer(self, name: str) -> Payer | None:
+        """Who pays for a tenant's request that nobody sends now; None if it may not pay any more."""
+        if self.open and name == LOCAL:
+            return self._anybody.payer
+        return self.directory.payers.get(name)
 
     def admitted(self, tenant: Tenant, request_id: str) -> AbstractAsyncContextManager[None]:
         """Let a request run, if its tenant's pace has room.
@@ -110,43 +119,28 @@ class Tenancy:
             running.discard(request_id)
 
     async def start(self) -> None:
-        """Read the register, and follow it from now on.
-
-        Raises:
-            LedgerUnavailableError: it cannot be read.
-        """
-        await self.refresh()
-        self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._stay())]
+        """Keep the slots of requests that run, from now on."""
+        self._task = asyncio.create_task(self._stay())
 
     async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
 
-    async def refresh(self) -> None:
-        """Take over what has changed in the register."""
-        if self._polls % LOOK_AT_CLOCK == 0:
-            self._ahead_us = 0
-            self._ahead_us = await self._book.now_us() - self.now_us()
-        self._polls += 1
-        if items := await self._book.items(after=self.directory.version):
+    async def take(self, items: Sequence[Item]) -> None:
+        """Take over what has changed in the register; now and then, what operators have limited, and the time.
+
+        Raises:
+            LedgerUnavailableError: the store cannot be asked.
+        """
+        if items:
             self.directory = changed(self.directory, items, **self._defaults)
-        limits = [one for one in await self._book.overrides() if one.dimension == STEPS]
-        self.steps_limited = any(one.hard is not None or one.soft is not None for one in limits)
-
-    async def _follow(self) -> None:
-        failing = False
-        while True:
-            await asyncio.sleep(POLL_S)
-            try:
-                await self.refresh()
-                failing = False
-            except LedgerUnavailableError as error:
-                if not failing:
-                    log.warning("tenants and keys are as they were: %s", error)
-                failing = True
-            except Exception:
-                log.exception("tenants and keys could not be read")
+        looks, self._looks = self._looks, self._looks + 1
+        if looks % LOOK_AT_CLOCK == 0:
+            self._ahead_us += await self._book.now_us() - self.now_us()
+        if looks % LOOK_AT_LIMITS == 0:
+            limits = [one for one in await self._book.overrides() if one.dimension == STEPS]
+            self.steps_limited = any(one.hard is not None or one.soft is not None for one in limits)
 
     async def _stay(self) -> None:
         """Say of all requests that run that they do, so that they keep their slots."""

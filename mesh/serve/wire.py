@@ -22,7 +22,7 @@ from mesh.vocabulary import Priority, Privacy, Risk
 
 KEY = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"(\s*:)?')
 COLON_BEHIND_SPACE = (b" :", b"\t:", b"\n:", b"\r:")
-DOOR_HINTS = frozenset({"latency_ms", "max_cost_usd", "privacy", "region", "allow", "deny"})
+DOOR_HINTS = frozenset({"latency_ms", "max_cost_usd", "privacy", "region", "allow", "deny", "when"})
 KEPT_HINTS = frozenset({"session", "workflow", "task", "tags", "retry_of"})  # what a record says of its request
 MAX_DEPTH = 200  # orjson writes 254 levels, and a request is written with more around it
 SHOWN = 64  # characters of a name that an error quotes

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from mesh.catalogue import Catalogue
+from mesh.config.yaml_file import Fault, Place
 from mesh.errors import nearest
 from mesh.graph import BuiltGraph
 from mesh.policy import refusals
 from mesh.testing.route_file import Expect, Route, RouteFile
-from mesh.testing.yaml_file import Fault, Place
-from mesh.vocabulary import CANCELLED, CUT, FAILURES, FAULT, Privacy
+from mesh.vocabulary import CANCELLED, CUT, FAILURES, FAULT, WAITING, Kind, Privacy
 
 _ANY_NODES: Final = FAILURES | {FAULT, CUT, CANCELLED}  # outcomes that the engine may give to any node
 _OWN_FIELDS: Final = ("model", "messages", "max_tokens", "tools", "seed", "stream", "mesh")
@@ -31,8 +31,14 @@ def faults(graph: BuiltGraph, catalogue: Catalogue, written: RouteFile) -> Itera
             yield Fault(at, f"routes[{earlier}] is called {route.title!r} too; give it a name of its own.")
         yield from _tier_faults(graph, at, route, known)
         yield from _field_faults(graph, at, route)
+        if route.verdicts is not None and not _people(graph):
+            yield Fault((*at, "verdicts"), "the graph asks nobody; it has no human node.")
         for fault in _expect_faults(route.expect, graph, known):
             yield Fault((*at, "expect", *fault.place), fault.problem)
+
+
+def _people(graph: BuiltGraph) -> set[str]:
+    return {name for name, node in graph.nodes.items() if node.kind is Kind.HUMAN}
 
 
 def _tier_faults(graph: BuiltGraph, at: Place, route: Route, known: frozenset[str]) -> Iterator[Fault]:
@@ -73,6 +79,7 @@ def _expect_faults(expect: Expect, graph: BuiltGraph, tiers: frozenset[str]) -> 
     yield from _unknown(("outcomes",), expect.outcomes, "no node", nodes)
     for name, outcome in (expect.outcomes or {}).items():
         own = graph.nodes[name].outcomes | graph.nodes[name].failures if name in nodes else frozenset({outcome})
+        own |= {WAITING} if name in _people(graph) else set()
         if outcome not in own | _ANY_NODES:
             yield Fault(("outcomes", name), f"{name!r} never ends as {outcome!r}.{nearest(outcome, own)}")
 

@@ -24,6 +24,9 @@ routes:
     failing: {light: timeout}
     expect: {lane: private, never_reaches: [public, premium]}
 ```
+
+Where a graph asks people, `verdicts` says what they make of it, in turn: `verdicts: rejected`, or `verdicts: [approved,
+{judged: rewritten, text: Only in print.}]`. A route without any ends as `review` there.
 """
 
 from collections.abc import Sequence
@@ -34,7 +37,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from mesh.units import nusd
-from mesh.vocabulary import AttemptStatus, Capability, Ended, Priority, Privacy, Reason, Risk
+from mesh.vocabulary import AttemptStatus, Capability, Ended, Judged, Priority, Privacy, Reason, Risk
 
 E = TypeVar("E", bound=StrEnum)
 
@@ -140,6 +143,28 @@ class Reply(Shape):
 Script = Annotated[list[Reply], BeforeValidator(_lines), AfterValidator(_not_empty)]
 
 
+def _verdicts(value: object) -> object:
+    """One verdict, or one for each person in turn; a verdict may be its word alone."""
+    given = value if isinstance(value, list) else [value]
+    return [{"judged": one} if isinstance(one, str) else one for one in given]
+
+
+class Verdict(Shape):
+    """What a person makes of an answer."""
+
+    judged: Annotated[Judged, _member(Judged)]
+    text: str = Field(default="", description="what they write in its place, if it is rewritten")
+
+    @model_validator(mode="after")
+    def _says_enough(self) -> "Verdict":
+        if (self.judged is Judged.REWRITTEN) != bool(self.text.strip()):
+            raise ValueError("a text goes with rewritten, and with nothing else")
+        return self
+
+
+Verdicts = Annotated[list[Verdict], BeforeValidator(_verdicts), AfterValidator(_not_empty)]
+
+
 class Hints(Shape):
     """What the caller asks for, as in the `mesh` object of a request."""
 
@@ -217,6 +242,7 @@ class Route(Shape):
     ask: str | None = Field(default=None, description="the user's text")
     system: str | None = Field(default=None, description="a system message before it")
     messages: list[dict[str, Any]] | None = Field(default=None, description="a whole conversation instead")
+    before: Names | None = Field(default=None, description="texts that were asked before: what a cache may know")
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     tools: list[dict[str, Any]] | None = None
     params: dict[str, Any] = Field(default={}, description="further request fields: response_format, temperature ...")
@@ -226,6 +252,7 @@ class Route(Shape):
     policy: dict[str, float] = Field(default={}, description="named numbers")
     without: Names | None = Field(default=None, description="tiers that are not configured")
     replies: dict[str, Script] = Field(default={}, description="instead of the file's, by tier")
+    verdicts: Verdicts | None = Field(default=None, description="what the people say whom the graph asks, in turn")
     failing: dict[str, Failing] = Field(default={}, description="tiers that fail each call, and how")
     expect: Expect
 

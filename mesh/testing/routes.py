@@ -11,14 +11,16 @@ of a file is in `mesh.testing.route_file`. In tests of your own:
         assert not result.failures, result
 """
 
+import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from budgets.cap import Cap, lower
 from mesh.catalogue import EMPTY, Catalogue, Endpoint, ModelSpec
+from mesh.config.yaml_file import YamlFile, read_yaml
 from mesh.engine import Mesh, Told
 from mesh.errors import ConfigError
 from mesh.graph import BuiltGraph, Graph
@@ -33,8 +35,8 @@ from mesh.testing.expectations import Failure, failures
 from mesh.testing.meshes import CountedIds, spec_of
 from mesh.testing.route_faults import faults
 from mesh.testing.route_file import Route, RouteFile
-from mesh.testing.yaml_file import YamlFile, read_yaml
-from mesh.units import nusd, pusd_per_token
+from mesh.units import US_PER_S, nusd, pusd_per_token
+from mesh.vocabulary import Judged, Kind
 
 SUFFIX: Final = ".routes.yaml"
 
@@ -72,20 +74,42 @@ class Suite:
         mesh = Mesh(
             replace(self.graph, cap=_narrowed(self.graph.cap, route.cap)),
             catalogue=Catalogue(specs),
-            providers={"scripted": ScriptedProvider(_scripts({**self.written.replies, **route.replies}, route))},
+            providers={"scripted": self.scripted(route)},
             policy={**self.policy.values, **route.policy},
             clock=FakeClock(),
             ids=CountedIds(),
             rng=random.Random(route.seed),
         )
-        params = {**({"tools": route.tools} if route.tools is not None else {}), **route.params}
-        told = run(
-            mesh.ask(
-                _messages(route), params=params, max_tokens=route.max_tokens, seed=route.seed, hints=_hints(route.hints)
-            )
-        )
+        told = run(self._asked_last(mesh, route))
         line = self.file.line(("routes", self.written.routes.index(route)))
-        return Result(route, line, told, failures(route.expect, told, self.catalogue))
+        return Result(route, line, told, [*failures(route.expect, told, self.catalogue), *_unasked(route, told)])
+
+    async def _asked_last(self, mesh: Mesh, route: Route) -> Told:
+        """The route itself, behind what was asked before it."""
+        for text in route.before or ():
+            await mesh.ask(text, seed=route.seed)
+        told = await mesh.ask(**self.asked(route))
+        for verdict in route.verdicts or ():
+            if told.review_id is None:
+                break
+            if verdict.judged is Judged.EXPIRED and (review := mesh.reviews.rows.get(told.review_id)) is not None:
+                await asyncio.sleep((review.due_us - mesh.reviews.rows.now_us()) / US_PER_S)
+            told = await mesh.resume(told.review_id, verdict.judged, text=verdict.text)
+        return told
+
+    def scripted(self, route: Route) -> ScriptedProvider:
+        """What the tiers say to this route."""
+        return ScriptedProvider(_scripts({**self.written.replies, **route.replies}, route))
+
+    def asked(self, route: Route) -> dict[str, Any]:
+        """What `Mesh.ask` takes of this route."""
+        return {
+            "messages": _messages(route),
+            "params": {**({"tools": route.tools} if route.tools is not None else {}), **route.params},
+            "max_tokens": route.max_tokens,
+            "seed": route.seed,
+            "hints": _hints(route.hints),
+        }
 
     def warm(self) -> None:
         """Load what the first route would otherwise wait for."""
@@ -128,6 +152,13 @@ def route_file_of(module_file: str | None) -> Path:
 def _shown(file: Path) -> str:
     absolute = file.absolute()
     return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(file)
+
+
+def _unasked(route: Route, told: Told) -> Iterator[Failure]:
+    """A verdict that nobody was asked for shows that the route is not what its author thinks."""
+    asked = sum(hop.kind is Kind.HUMAN and hop.outcome in set(Judged) for hop in told.traversal.hops)
+    if route.verdicts is not None and asked < len(route.verdicts):
+        yield Failure(f"{len(route.verdicts)} people to be asked", str(asked))
 
 
 # -- from the file to the mesh -----------------------------------------------------------------------------------------

@@ -89,6 +89,15 @@ def read_yaml(file: Path, name: str) -> YamlFile:
         raise ConfigError(name, f"the file cannot be read: {error.strerror}.", remedy) from error
     if len(raw) > _MAX_BYTES:
         raise ConfigError(name, f"the file is longer than {_MAX_BYTES} bytes.", "Is it the right file?")
+    return parsed_yaml(raw, name)
+
+
+def parsed_yaml(raw: bytes, name: str) -> YamlFile:
+    """The data of a file's bytes. Keys are text, and none stands twice.
+
+    Raises:
+        ConfigError: this is no such YAML; names the line.
+    """
     try:
         root = yaml.compose(raw.decode("utf-8-sig"), Loader=yaml.SafeLoader)
         reading = _Reading(name, {})
