@@ -29,7 +29,7 @@ graph.number(
     meaning="An answer that is right with less probability than this goes on to the large model.",
 )  # fmt: skip
 
-graph.add_node("small", Model("light", defaults={"temperature": 0}, logprobs=True))
+graph.add_node("small", Model("light", defaults={"temperature": 0}, logprobs=True, overridable=True))
 graph.add_node("cut", Rules((("asked_for", when("request.max_tokens").present()),), otherwise="ran_on"))
 graph.add_node("check", Checks(Structured(), Fallback(), Length(min_chars=1)))
 graph.add_node("style", Rules((("short", when("request.text_chars").at_most("style.short")),), otherwise="long"))
@@ -40,7 +40,7 @@ graph.add_node("best_effort", Respond(ends=Ended.DEGRADED))
 graph.add_edge(START, "small")
 graph.add_edge("small", "check", on="ok")
 graph.add_edge("small", "cut", on="truncated")
-graph.add_edge("small", "large", on=PASSING)
+graph.add_edge("small", "large", on=(*PASSING, "overridden"))
 graph.add_edge("cut", "check", on="asked_for")
 graph.add_edge("cut", "large", on="ran_on")
 graph.add_edge("check", "style", on="valid")

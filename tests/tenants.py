@@ -153,5 +153,17 @@ def house(folder: Path, url: str, graphs: list[Graph], replies: Mapping[str, Any
     asyncio.run(book.close())
 
 
+def bill_of(*meshes: Served) -> dict[str, int]:
+    """What the scripted providers charge for all their calls, in nano-dollars by reservation."""
+    found: dict[str, int] = {}
+    for mesh in meshes:
+        tiers = next(iter(mesh.api._models.meshes.values())).door.catalogue.tiers
+        for one in mesh.provider.bills:
+            prices = tiers[one.tier].prices
+            assert prices is not None
+            found[one.reservation_id] = prices.cost_nusd(one.usage)
+    return found
+
+
 def usd(nusd: int | None = None, **others: int) -> Caps:
     return Caps(hard=Quota(nusd, **others))

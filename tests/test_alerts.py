@@ -30,7 +30,7 @@ from mesh.config import load_config
 from mesh.errors import ConfigError
 from mesh.prices import Usage
 from mesh.providers.scripted import Scripted
-from mesh.serve import tenancy
+from mesh.serve import register
 from mesh.serve.alerts import Alerting
 from mesh.serve.webhook import Webhook, webhook_of
 from mesh.vocabulary import AlertKind, EntryKind, Role
@@ -95,7 +95,7 @@ def hook() -> Iterator[Hook]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(tenancy, "POLL_S", 0.03)
+    monkeypatch.setattr(register, "POLL_S", 0.03)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

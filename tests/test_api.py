@@ -265,9 +265,9 @@ def test_unknown_pages_and_methods_are_clear_errors(api):
 
 
 def test_hints_that_nobody_reads_are_listed_and_not_dropped_in_silence(api):
-    hints = {"risk": "high", "when": "batch", "max_cost_usd": 1, "session": "s-1"}
+    hints = {"risk": "high", "quality_floor": 0.5, "max_cost_usd": 1, "session": "s-1"}
     body = post(api, chat() | {"mesh": hints})[2]
-    assert [item["hint"] for item in body["mesh"]["ignored_hints"]] == ["risk", "when"]
+    assert [item["hint"] for item in body["mesh"]["ignored_hints"]] == ["quality_floor", "risk"]
 
 
 # -- traversals ------------------------------------------------------------------------------------------------------

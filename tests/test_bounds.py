@@ -79,24 +79,25 @@ def values(graph: BuiltGraph, catalogue: Catalogue = TIERS, **wishes):
 
 # against the engine; `make prove` tries 10,000 graphs beside these, in benchmarks/bounded.py
 
-half = settings(max_examples=settings().max_examples // 2)
+PROVING = settings.get_current_profile_name() == "prove"
+few = settings(max_examples=settings().max_examples // 2 if PROVING else 12)
 
 
-@half
+@few
 @given(seed=st.integers(min_value=0, max_value=10**9))
 def test_on_acyclic_graphs_no_walk_passes_a_bound_and_the_walk_along_its_path_attains_it(seed):
     with quiet("mesh.walker"):
         assert attempt(seed, cyclic=False, tally=Tally(), walks=6) == []
 
 
-@half
+@few
 @given(seed=st.integers(min_value=0, max_value=10**9))
 def test_on_cyclic_graphs_no_walk_passes_a_bound_and_one_comes_to_half_of_it(seed):
     with quiet("mesh.walker"):
         assert attempt(seed, cyclic=True, tally=Tally(), walks=6) == []
 
 
-@half
+@few
 @given(seed=st.integers(min_value=0, max_value=10**9))
 def test_no_traversal_of_the_soak_passes_a_bound(seed):
     """Real nodes, under failures, cancellations, hints and caps; what a provider overbills is left out."""
@@ -119,7 +120,7 @@ def test_no_traversal_of_the_soak_passes_a_bound(seed):
 # against brute force: every walk of every branch, in every order in which branches can end
 
 
-@half
+@few
 @given(seed=st.integers(min_value=0, max_value=10**9))
 def test_on_acyclic_graphs_bounds_are_what_trying_everything_finds(seed):
     world = bounded(seed, cyclic=False)

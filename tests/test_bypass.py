@@ -14,7 +14,7 @@ from budgets.bypass import Bypass, switch_off, switch_on
 from budgets.open import open_ledger
 from mesh.cli.bypass import app
 from mesh.errors import ConfigError, RegisterConflictError
-from mesh.serve import bypasses, tenancy
+from mesh.serve import register
 from mesh.vocabulary import EntryKind
 from tests.graphs_for_tests import cascade
 from tests.tenants import CHAT, House, house, usd
@@ -27,8 +27,7 @@ HELD_S = 2.0  # what is promised
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(bypasses, "POLL_S", 0.03)
-    monkeypatch.setattr(tenancy, "POLL_S", 0.03)
+    monkeypatch.setattr(register, "POLL_S", 0.03)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

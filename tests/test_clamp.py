@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from budgets.cap import Cap
 from mesh.quote import clamped, quote_of
-from mesh.serve import tenancy
+from mesh.serve import register
 from mesh.testing import spec_of
 from mesh.vocabulary import Dimension
 from tests.graphs_for_tests import pinned_one
@@ -22,7 +22,7 @@ REPLIES = {"small": "one two three four five six seven eight nine ten eleven twe
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(tenancy, "POLL_S", 0.03)
+    monkeypatch.setattr(register, "POLL_S", 0.03)
 
 
 @pytest.fixture

@@ -194,6 +194,36 @@ def test_what_is_uncalibrated_pays_for_no_sample():
     assert (found.outcome, found.because, provider.asked) == ("uncalibrated", Cause.UNCALIBRATED, [])
 
 
+@pytest.mark.parametrize(("asks", "route"), [(0, ["small", "sure"]), (1, ["small", "sure", "large"])])
+def test_policy_may_ask_for_calibration(asks, route):
+    graph = Graph("desk", baseline="premium")
+    graph.number("sure.calibrated", default=0, unit="0 or 1", low=0, high=1, meaning="1: only a fitted curve counts.")
+    graph.add_node("small", Model("light", logprobs=True))
+    graph.add_node("sure", Confidence(0.5, calibrated="sure.calibrated"))
+    graph.add_node("large", Model("premium"))
+    graph.add_edge(START, "small")
+    graph.add_edge("small", "sure")
+    graph.add_edge("sure", END, on="confident")
+    graph.add_edge("sure", "large", on=("unsure", "uncalibrated"))
+    graph.add_edge("large", END)
+    sure = Scripted("Paris.", pieces=("Paris.",), logprobs=(-0.01,))
+    mesh = scripted_mesh(graph, {"light": sure, "premium": "Paris."}, policy={"sure.calibrated": asks})
+    traversal = run(mesh.ask("What is the capital of France?", params={"logprobs": True})).traversal
+    assert traversal.route == route
+    assert traversal.hops[1].outcome == ("uncalibrated" if asks else "confident")
+
+
+def test_measures_with_different_scores_have_different_names():
+    names = [
+        one.name
+        for one in (
+            LogProb(), LogProb(0.1), Consistency("a"), Consistency("a", 5), Consistency("a", temperature=1.0),
+            Consistency("a", alike=0.9), Agreement("a"), Agreement("b"), Agreement("a", likeness=True), Verbalised("a"),
+        )
+    ]  # fmt: skip
+    assert len(set(names)) == len(names)
+
+
 def test_the_closest_curve_is_taken():
     curves = [Platt(1, float(b)) for b in range(4)]
     entries = [

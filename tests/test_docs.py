@@ -8,7 +8,9 @@ from tests.pages import ROOT, matches, run_page
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("page", "blocks"), [("writing-a-node.md", 4), ("tutorial.md", 10)])
+@pytest.mark.parametrize(
+    ("page", "blocks"), [("writing-a-node.md", 5), ("tutorial.md", 10), ("caching.md", 1), ("knowledge.md", 2)]
+)
 def test_the_blocks_of_a_page_run_as_they_stand(page: str, blocks: int, tmp_path: Path) -> None:
     assert run_page(ROOT / "docs" / page, tmp_path) >= blocks
 

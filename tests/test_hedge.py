@@ -8,13 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphs import latency
+from mesh.errors import ProviderError
 from mesh.graph import END, START, Graph
 from mesh.prices import Prices, Rates
 from mesh.providers.scripted import Scripted
 from mesh.state import Hints
 from mesh.testing import run, scripted_mesh, spec_of
+from mesh.tiers import RunTimes
 from mesh.vocabulary import AttemptStatus, Cause, Ended
-from nodes import Hedge
+from nodes import Hedge, Judge, Model
 
 SECOND = 1_000_000
 CAPITAL = "What is the capital of France?"
@@ -173,3 +175,43 @@ def test_a_straggler_of_the_light_tier_is_overtaken():
     assert [attempt.status for attempt in hop.attempts] == [AttemptStatus.CANCELLED, AttemptStatus.OK]
     assert hop.attempts[0].cost_nusd > 0
     assert hop.state["hedge_after_us"] == last.total_us - 200_000 == 100_000
+
+
+def told_by(*calls: tuple[int, BaseException | None]) -> RunTimes:
+    times = RunTimes()
+    for run_us, error in calls:
+        times.add(run_us, error)
+    return times
+
+
+LATE = ProviderError(AttemptStatus.TIMEOUT, Cause.TOTAL_TIMEOUT)
+LOST = asyncio.CancelledError()
+
+
+def test_calls_that_were_cut_off_neither_shorten_nor_lengthen_what_the_others_tell():
+    whole = [(us, None) for us in range(1, 101)]
+    assert told_by(*whole).quantile_us(0.95) == 96
+    assert told_by(*whole, *[(0, LOST)] * 28).quantile_us(0.95) == 96, "losers that ended at once say nothing"
+    assert told_by(*whole[:90], *[(91, LOST)] * 10).quantile_us(0.95) == 91, "some straggle: at least so long"
+    assert told_by(*whole, (1, ProviderError(AttemptStatus.UNAVAILABLE, Cause.CONNECT_FAILED))).quantile_us(0.95) == 96
+    assert told_by((5, LATE), (7, LOST)).quantile_us(0.5) is None
+    assert told_by().quantile_us(0.5) is None
+
+
+@given(st.lists(st.integers(0, 1_000), min_size=1, max_size=100), st.sampled_from([0.0, 0.25, 0.5, 0.9, 0.99]))
+def test_without_cut_calls_it_is_the_plain_quantile(runs_us, quantile):
+    found = told_by(*((us, None) for us in runs_us)).quantile_us(quantile)
+    assert found == sorted(runs_us)[min(len(runs_us) - 1, int(quantile * len(runs_us) + 1e-9))]
+
+
+def test_a_judge_s_short_calls_do_not_tell_how_long_an_answer_takes():
+    graph = Graph("judged")
+    graph.add_node("answer", Model("light"))
+    graph.add_node("judge", Judge("premium"))
+    graph.add_edge(START, "answer")
+    graph.add_edge("answer", "judge")
+    graph.add_edge("judge", END)
+    mesh = scripted_mesh(graph, {"light": after(70_000), "premium": after(5_000, "5")})
+    run(mesh.ask("Why?", seed=1))
+    assert mesh.door.tiers.latency_us("light", 0.5) == 70_000
+    assert mesh.door.tiers.latency_us("premium", 0.5) is None

@@ -6,8 +6,9 @@ from typing import ClassVar
 
 import pytest
 
+from budgets.cap import Cap
 from mesh.catalogue import EMPTY
-from mesh.engine import Form, Mesh
+from mesh.engine import Form, Mesh, Told
 from mesh.graph import END, START, Graph, Join
 from mesh.hop import Hop
 from mesh.node import Demand, Node
@@ -192,3 +193,36 @@ def test_cancelling_the_request_ends_every_hop_at_once_and_is_recorded():
     assert traversal.outcome is Ended.CANCELLED
     assert [h.outcome for h in traversal.hops] == ["pass", "cancelled", "cancelled", "cancelled"]
     assert traversal.total_us == 1_000_000
+
+
+def guarded(ends: str) -> Graph:
+    """A draft, two guards beside each other, and how it ends: by a cap in a guard, a veto, or a cap behind a veto."""
+    graph = Graph("guarded", cap=Cap(hops={"inside": 2, "vetoed": 9, "behind": 3}[ends]))
+    graph.add_node("draft", Wait())
+    graph.add_node("one", Wait(0.01, "fail"))
+    graph.add_node("two", Wait(0.01))
+    graph.add_node("guards", Join("all", veto="fail"))
+    if ends != "vetoed":
+        graph.add_node("again", Wait())
+        graph.add_edge("again", END, on=("pass", "fail"))
+    graph.add_edge(START, "draft")
+    graph.add_edge("draft", ("one", "two"), on="pass")
+    graph.add_edge("draft", END, on="fail")
+    graph.add_edge("one", "guards", on=("pass", "fail"))
+    graph.add_edge("two", "guards", on=("pass", "fail"))
+    graph.add_edge("guards", END, on=("joined", "short"))
+    graph.add_edge("guards", END if ends == "vetoed" else "again", on="vetoed")
+    return graph
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("ends", "outcome"), [("inside", Ended.CAPPED), ("behind", Ended.CAPPED), ("vetoed", Ended.ERROR)]
+)
+def test_what_a_guard_has_not_passed_is_never_given_whatever_ends_the_walk(ends, outcome, form):
+    async def go() -> Told:
+        return await Mesh(guarded(ends), catalogue=EMPTY, providers={}, clock=FakeClock(), form=form).ask("hello")
+
+    told = run(go())
+    assert told.traversal.outcome is outcome
+    assert (told.text, told.answer, told.traversal.model) == ("", None, None)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mesh.graph import END, START, Graph
 from mesh.providers.scripted import Scripted, ScriptedProvider
+from mesh.state import State
 from mesh.testing import run, scripted_mesh, spec_of
 from mesh.vocabulary import AttemptStatus, Capability, Cause
 from nodes import LLMClassifier, OneOf, Scale, YesNo
@@ -93,6 +94,18 @@ def test_a_curve_makes_shares_probabilities_that_add_up():
     assert found.signals["asked.yes"] == pytest.approx(0.56 / 0.8, abs=1e-3)
     assert found.signals["asked.yes"] + found.signals["asked.no"] == pytest.approx(1, abs=1e-3)
     assert found.signals["asked_calibrated"] is True
+
+
+@pytest.mark.parametrize(("task", "share"), [("sum", 0.9), ("poem", 0.5), (None, 0.5)])
+def test_a_curve_of_the_prompts_style_comes_first(task, share):
+    curves = [
+        {"tier": "light", "measure": "asked", "style": style, "isotonic": {"x": [0, 1], "y": [1 - sure, sure]}}
+        for style, sure in (("sum", 0.9), ("any", 0.5))
+    ]
+    node = LLMClassifier("light", HARD, style="task", calibration={"entries": curves})
+    state = State(request("x"), {"task": task})
+    found = verdict(node, state.request, replies={"light": first(yes=0.999, no=0.001)}, state=state)
+    assert found.signals["asked.yes"] == pytest.approx(share, abs=1e-3)
 
 
 def test_without_a_curve_what_asks_for_one_is_unsure_and_pays_nothing():

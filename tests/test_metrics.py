@@ -143,7 +143,8 @@ def test_requests_hops_tokens_and_money_are_counted(store):
 
 
 def test_names_types_and_labels_are_a_contract(store):
-    put(store, samples.escalated())
+    hit = HopRecord((0,), "cached", Kind.CACHE, 1, [EdgeRecord("START", "cached", "start")], outcome="hit")
+    put(store, samples.escalated(), numbered(1, hops=[hit]))
     families = {
         family.name: (family.type, {name for sample in family.samples for name in sample.labels})
         for family in text_string_to_metric_families(text_of(store))
@@ -154,6 +155,8 @@ def test_names_types_and_labels_are_a_contract(store):
         "mesh_overhead_seconds": ("histogram", {"graph", "le"}),
         "mesh_cost_nusd": ("counter", {"graph", "model"}),
         "mesh_hops": ("counter", {"graph", "node", "outcome"}),
+        "mesh_cache": ("counter", {"graph", "node", "event"}),
+        "mesh_cache_saved_nusd": ("counter", {"graph", "node"}),
         "mesh_tokens": ("counter", {"kind"}),
         "mesh_store_up": ("gauge", {"replica"}),
         "mesh_records_queued": ("gauge", {"replica"}),

@@ -178,15 +178,12 @@ def test_it_runs_with_the_embedded_tier_alone():
 
 def test_a_graph_pays_at_import_only_for_the_nodes_it_names():
     code = (
-        "import time, sys, mesh.graph; began = time.perf_counter(); from nodes import Model, PII;"
-        "took = time.perf_counter() - began;"
+        "import sys; from nodes import Model, PII;"
         "heavy = [m for m in ('numpy', 'pydantic_core', 'jsonschema', 'tokenizers', 'yaml') if m in sys.modules];"
-        "print(took, heavy)"
+        "print(heavy)"
     )
-    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
-    printed = [ran.stdout.split(maxsplit=1) for ran in runs]
-    assert min(float(took) for took, _ in printed) < 0.15
-    assert printed[0][1].strip() == "[]"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
 
 
 def test_every_public_name_can_be_imported_and_no_other():

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 import graphs
+from mesh.config import load_config
 from mesh.graph import Graph
 from mesh.testing import RecordingSink, run, scripted_mesh
+from mesh.testing.routes import route_file_of, suite_of
 
 PROMPTS = (
     "What is 17 + 25?",
@@ -31,7 +33,10 @@ def test_the_shipped_graphs_are_found():
 
 @pytest.mark.parametrize("module", shipped())
 def test_a_graph_opens_no_socket_and_spends_through_reservations_only(module, monkeypatch):
-    graph: Graph = importlib.import_module(module).graph
+    found = importlib.import_module(module)
+    graph: Graph = found.graph
+    # regions and privacy classes as its policies want them
+    specs = suite_of(graph, route_file_of(found.__file__), catalogue=load_config(None, {}).catalogue).catalogue.tiers
     tiers = dict.fromkeys(graph.build().tiers(), "A sound answer.")
     kept = RecordingSink()
 
@@ -39,7 +44,7 @@ def test_a_graph_opens_no_socket_and_spends_through_reservations_only(module, mo
         raise AssertionError("a node opened a socket; only providers may")
 
     async def go() -> None:
-        mesh = scripted_mesh(graph, tiers, record=kept)
+        mesh = scripted_mesh(graph, tiers, specs=specs, record=kept)
         mesh.warm()
         for name in ("connect", "connect_ex", "bind", "sendto"):
             monkeypatch.setattr(socket.socket, name, refuse)

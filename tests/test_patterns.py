@@ -9,14 +9,11 @@ import pytest
 
 from mesh.check import check
 from mesh.config import load_config
-from mesh.config.policies import load_policy, policy_text
 from mesh.engine import Form
 from mesh.graph import BuiltGraph
-from mesh.policy import policy_of
 from mesh.providers.scripted import Scripted
 from mesh.state import Hints, State
 from mesh.testing import run, scripted_mesh, spec_of
-from mesh.testing.routes import Suite, route_file_of, suite_of
 from mesh.vocabulary import AttemptStatus, Cause, Ended
 from nodes import Boundary, Judge, Task
 from nodes.calibration import calibration_of
@@ -41,11 +38,6 @@ def built(name) -> BuiltGraph:
     return found
 
 
-def suite(name) -> Suite:
-    module = importlib.import_module(f"graphs.{name}")
-    return suite_of(module.graph, route_file_of(module.__file__), catalogue=EMBEDDED)
-
-
 def asked(name, text, light, premium="It is so.", **wishes):
     mesh = scripted_mesh(graph_of(name), {"light": light, "premium": premium}, specs={"light": LIGHT})
     told = run(mesh.ask(text, seed=1, **wishes))
@@ -64,33 +56,6 @@ def hop(traversal, node):
 
 
 # -- all of them -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", PATTERNS)
-def test_each_keeps_twenty_routes_and_more(name):
-    found = suite(name)
-    assert len(found.routes) >= 20
-    assert not [str(result) for result in map(found.run, found.routes) if result.failures]
-
-
-@pytest.mark.parametrize("name", PATTERNS)
-@pytest.mark.parametrize("configured", [True, False])
-def test_each_is_bounded_proved_and_without_a_fault_with_the_strong_tier_and_without(name, configured):
-    scripted = scripted_mesh(graph_of(name), {"light": "x", "premium": "x"}).door.catalogue
-    report = check(graph_of(name), scripted if configured else EMBEDDED)
-    assert report.faults == ()
-
-
-@pytest.mark.parametrize("name", PATTERNS)
-def test_each_names_its_lanes_baseline_caps_and_numbers(name):
-    found = built(name)
-    assert found.baseline == "premium"
-    assert None not in (found.cap.hops, found.cap.model_calls, found.cap.tokens, found.cap.usd, found.cap.seconds)
-    assert len(found.lanes) >= 2
-    assert all(lane.owner and lane.risk and lane.evaluation for lane in found.lanes)
-    assert found.unread_numbers() == ()
-    assert (ROOT / "policies" / f"{name}.toml").read_text() == policy_text(name, found.numbers)
-    assert load_policy(ROOT / "policies", name, found.numbers) == policy_of(found.numbers)
 
 
 @pytest.mark.parametrize("name", PATTERNS)

@@ -14,7 +14,7 @@ from budgets.payer import Payer
 from budgets.tenants import Caps, Tenant
 from mesh.graph import END, START, Graph
 from mesh.prices import Prices
-from mesh.serve import tenancy
+from mesh.serve import register
 from mesh.testing.meshes import CENT_RATES
 from nodes.conditions import when
 from nodes.dispatch import Dispatch
@@ -62,7 +62,7 @@ def dispatched(**options) -> Graph:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(tenancy, "POLL_S", 0.03)
+    monkeypatch.setattr(register, "POLL_S", 0.03)
     monkeypatch.setattr(gauge, "REFRESH_S", 0.02)
 
 

@@ -1,7 +1,9 @@
 """Traversals are kept, on both stores alike: found by what was asked, stable to page through, and bounded."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import orjson
@@ -9,7 +11,7 @@ import pytest
 
 from mesh.errors import RequestError, StoreError
 from mesh.store.counts import Series
-from mesh.store.protocol import Filter, Place, Retention, entry_of
+from mesh.store.protocol import Filter, Place, Record, Retention, entry_of
 from mesh.store.rows import MAX_COUNT
 from mesh.testing import traversals as samples
 from mesh.vocabulary import Ended
@@ -56,6 +58,28 @@ def test_a_request_id_that_is_written_again_replaces_its_record(store):
     record = store.get(item.request_id)
     assert record is not None
     assert item.outcome == record["outcome"] == "ok"
+
+
+def test_a_record_is_amended_in_its_tenant_alone_and_counts_as_before(store):
+    mine = at(1, tenant="acme", outcome=Ended.OK)
+    put(store, mine, at(2, tenant="acme"))
+    before, counted = store.get(mine.request_id), store.counters()
+    assert before is not None
+    assert not store.amend(mine.request_id, "other", lambda record: {**record, "quality": [1]})
+    assert not store.amend("unknown", "acme", lambda record: {**record, "quality": [1]})
+    assert store.get(mine.request_id) == before
+    with ThreadPoolExecutor(8) as threads:  # none undoes what another did
+        list(threads.map(lambda n: store.amend(mine.request_id, "acme", partial(_marked, mark=n)), range(16)))
+    after = store.get(mine.request_id)
+    assert after is not None
+    assert sorted(after["quality"]) == list(range(16))
+    assert {**after, "quality": before["quality"]} == before
+    assert store.counters() == counted
+    assert len(store.find(Filter(tenant="acme")).items) == 2
+
+
+def _marked(record: Record, mark: int) -> Record:
+    return {**record, "quality": [*record["quality"], mark]}
 
 
 def test_a_batch_is_written_whole_or_not_at_all(store):

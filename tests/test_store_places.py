@@ -51,6 +51,33 @@ def test_what_a_command_asked_another_one_shows(place, tmp_path):
     assert "no traversals yet" in str(mesh("traces", "--json", "--store", str(tmp_path / "other"), code=1))
 
 
+@pytest.mark.parametrize("place", ["sqlite"], indirect=True)
+def test_what_a_command_asked_is_in_the_books_under_the_caps_of_tenant_local(place, tmp_path):
+    ask = ("ask", "What is the capital of France?", "--json")
+    answered = mesh(*ask)["traversal"]
+    assert answered["tenant"] == "local"
+    settled = [each for each in mesh("budget", "entries", "--json") if each["kind"] == "settled"]
+    assert {each["ref"].partition(":")[0] for each in settled} == {answered["request_id"]}
+    assert sum(each["body"]["settled"][1] for each in settled) == sum(answered["tokens"].values()) > 0
+    mesh("budget", "set", "tenant:local", "--tokens", "1", "--json")
+    refused = mesh(*ask)["traversal"]
+    assert not any(attempt["status"] == "ok" for hop in refused["hops"] for attempt in hop["attempts"])
+    assert refused["tokens"] == {"input": 0, "output": 0}
+    mesh(*ask, "--dry-run", "--store", str(tmp_path / "dry"))
+    assert not (tmp_path / "dry").exists()
+
+
+@pytest.mark.parametrize("place", ["postgres"], indirect=True)
+def test_a_store_that_is_named_wins_over_the_configured_one(place, tmp_path):
+    """The database of ./mesh.toml is neither read nor changed."""
+    elsewhere = ("--store", str(tmp_path / "elsewhere"))
+    mesh("tenant", "add", "acme", *elsewhere, "--json")
+    assert (tmp_path / "elsewhere" / "ledger.sqlite3").exists()
+    assert mesh("forget", "--tenant", "acme", *elsewhere, "--json") == {"contents": 0, "traversals": 0}
+    assert [each["name"] for each in mesh("tenant", "list", *elsewhere, "--json")] == ["acme"]
+    assert mesh("tenant", "list", "--json") == []
+
+
 def test_what_is_forgotten_is_gone_and_the_books_verify(place, tmp_path):
     folder = tmp_path / ".mesh"
     contents = open_contents(place, folder)

@@ -11,7 +11,7 @@ from budgets.account import Quota
 from budgets.ledger import Act, Override
 from budgets.period import period_end_us
 from budgets.tenants import Caps
-from mesh.serve import tenancy
+from mesh.serve import register, tenancy
 from mesh.units import utc_text
 from tests.graphs_for_tests import cascade, pinned_one
 from tests.tenants import Held, House, decided, house, usd
@@ -22,7 +22,7 @@ GRAPHS = [pinned_one(), cascade()]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(tenancy, "POLL_S", 0.03)
+    monkeypatch.setattr(register, "POLL_S", 0.03)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

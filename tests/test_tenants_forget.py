@@ -7,16 +7,16 @@ import pytest
 from typer.testing import CliRunner
 
 from mesh.cli.main import app_for
-from mesh.serve import tenancy
+from mesh.serve import register
 from mesh.store.contents import Content
-from mesh.store.open import open_contents, open_traversals
+from mesh.store.open import open_contents, open_traversals, open_turns
 from mesh.store.protocol import Filter
 from mesh.vocabulary import Purpose
 from tests.graphs_for_tests import pinned_one
 from tests.tenants import house
 
 DAY_US = 86_400_000_000
-NAMES = ("canary-user", "canary-session", "canary-workflow", "canary-id", "canary-tag")
+NAMES = ("canary-user", "canary-session", "canary-workflow", "canary-id", "canary-tag", "canary-try")
 
 
 def forgotten(config, *options):
@@ -28,6 +28,7 @@ def forgotten(config, *options):
 
 def asked(found, key, user):
     hints = {"session": "canary-session", "workflow": "canary-workflow", "tags": {"canary-tag": "canary-tag"}}
+    hints |= {"retry_of": "canary-try"}
     reply = found.ask(key, user=user, mesh=hints)
     found.until(lambda: found.get(f"/mesh/traversals/{reply.body['mesh']['request_id']}", key).status == 200)
     return reply.body["mesh"]["request_id"]
@@ -35,7 +36,7 @@ def asked(found, key, user):
 
 @pytest.mark.parametrize("whose", ["tenant", "user", "request"])
 def test_what_is_forgotten_is_gone_and_what_it_cost_is_not(tmp_path, monkeypatch, whose):
-    monkeypatch.setattr(tenancy, "POLL_S", 0.03)
+    monkeypatch.setattr(register, "POLL_S", 0.03)
     folder, config = tmp_path / "store", tmp_path / "mesh.toml"
     config.write_text(f'[store]\npath = "{folder}"\n')
     with house(folder, f"sqlite://{folder}/ledger.sqlite3", [pinned_one()], {"small": "hi"}) as found:
@@ -50,6 +51,10 @@ def test_what_is_forgotten_is_gone_and_what_it_cost_is_not(tmp_path, monkeypatch
         option = {"tenant": "acme", "user": "canary-user", "request": mine}[whose]
         assert forgotten(config, f"--{whose}", option, "--reason", "asked for") == {"contents": 3, "traversals": 1}
         assert forgotten(config, f"--{whose}", option) == {"contents": 0, "traversals": 0}
+        turns = open_turns(None, folder)
+        assert turns.recent("acme", "canary-session", "canary-user", DAY_US) == []
+        assert len(turns.recent("other", "canary-session", None, DAY_US)) == 1
+        turns.close()
         assert contents.get("acme", Purpose.REVIEW, "k") is None
         assert contents.get("other", Purpose.REVIEW, "k") is not None
         contents.close()

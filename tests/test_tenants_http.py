@@ -16,7 +16,7 @@ from mesh.catalogue import Endpoint
 from mesh.config.load import load_config
 from mesh.errors import ConfigError
 from mesh.providers.scripted import Scripted
-from mesh.serve import routes, tenancy
+from mesh.serve import register, routes
 from mesh.serve.declared import check_tenants, declared
 from mesh.vocabulary import Priority, Role, Sla
 from tests.graphs_for_tests import cascade, pinned_one
@@ -29,7 +29,7 @@ HOUR_US = 3_600_000_000
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(tenancy, "POLL_S", 0.03)
+    monkeypatch.setattr(register, "POLL_S", 0.03)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -121,6 +121,9 @@ def test_no_page_shows_a_tenant_what_is_another_s(open_house):
     request_id = asked.body["mesh"]["request_id"]
     open_house.until(lambda: open_house.get(f"/mesh/traversals/{request_id}", acme).status == 200)
     looked_at = {"/mesh/traversals", "/mesh/traversals/{request_id}", "/mesh/budget"}
+    looked_at |= {"/mesh/traversals/{request_id}/escalate"}
+    looked_at |= routes.OF_JOBS  # by tests/test_jobs.py
+    looked_at |= routes.OF_REVIEWS  # by tests/test_reviews_http.py
     assert {page for page in routes.pages() if page.startswith("/mesh/")} == looked_at
     for key in (other, reader):
         assert open_house.get("/mesh/traversals", key).body["data"] == []
@@ -128,6 +131,8 @@ def test_no_page_shows_a_tenant_what_is_another_s(open_house):
         assert open_house.get("/mesh/traversals?tenant=acme", key).failed == (403, "not_allowed")
         for name in (request_id, request_id[:20], request_id[-8:], "last"):
             assert open_house.get(f"/mesh/traversals/{name}", key).status == 404, name
+            url = f"{open_house.mesh.url}/mesh/traversals/{name}/escalate"
+            assert fetched(url, key, {"messages": []}).status == (404 if key == other else 403)
         assert open_house.get("/mesh/budget?tenant=acme", key).failed == (403, "not_allowed")
         mine = open_house.get("/mesh/budget?session=acme-chat", key).body
         assert mine["tenant"] == "other"

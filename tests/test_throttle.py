@@ -14,7 +14,7 @@ from budgets.throttle import STEPS, Throttle
 from mesh.graph import END, START, Graph
 from mesh.providers.protocol import Call
 from mesh.providers.scripted import Scripted
-from mesh.serve import tenancy
+from mesh.serve import register
 from mesh.vocabulary import Ended, Failure, Sla
 from nodes.model import Model
 from nodes.respond import Respond
@@ -55,7 +55,7 @@ def forgiving() -> Graph:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(tenancy, "POLL_S", 0.03)
+    monkeypatch.setattr(register, "POLL_S", 0.03)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

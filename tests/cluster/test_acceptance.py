@@ -1,6 +1,7 @@
 """A newcomer's path on real parts: `serve run`, two graphs, two replicas, the official client, SmolLM2, a kill."""
 
 import concurrent.futures
+import itertools
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ import pytest
 
 from graphs import quickstart
 from mesh.policy import policy_of
+from mesh.store.open import open_jobs
 from tests.cluster.neighbours import Neighbours, neighbours
 from tests.cluster.served import ROOT, Host, Served
 from tests.cluster.tenanted import Tenanted, codes
@@ -38,6 +40,24 @@ base_url = "{url}/v1"
 context_window = 8192
 max_output_tokens = 1024
 price = {{ input = "1", output = "4" }}
+
+[tiers.dear]
+provider = "openai"
+model = "up-1"
+version = "up-1-2026-01-01"
+base_url = "{url}/v1"
+context_window = 8192
+max_output_tokens = 1024
+price = {{ input = "10", output = "10", cached_input = "1" }}
+
+[tiers.cheap]
+provider = "openai"
+model = "up-1"
+version = "up-1-2026-01-01"
+base_url = "{url}/v1"
+context_window = 8192
+max_output_tokens = 1024
+price = {{ input = "5", output = "5", cached_input = "0.5" }}
 
 [aliases]
 one = "quickstart"
@@ -65,7 +85,8 @@ def mesh(served: Host, upstream: Neighbours, folder: Path) -> Served:
     """Two graphs in one app on two ingress replicas, a real local tier, a real HTTP upstream, spans exported."""
     config = folder / "mesh.toml"
     config.write_text(TOML.format(url=upstream.url, max_body=MAX_BODY))
-    args = {"graphs": "graphs.quickstart,graphs.static", "replicas": 2, "config": config}
+    graphs = "graphs.quickstart,graphs.static,graphs.knowledge,tests.cluster.conversations"
+    args = {"graphs": graphs, "replicas": 2, "config": config}
     env = {"OTEL_EXPORTER_OTLP_ENDPOINT": upstream.url, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
     return served("mesh.serve:app", args, env)
 
@@ -87,6 +108,10 @@ def command(mesh: Served, *arguments: str) -> str:
     return done.stdout
 
 
+def entries(mesh: Served, kind: str, *options: str):
+    return json.loads(command(mesh, "budget", "entries", "--kind", kind, "--limit", "100000", "--json", *options))
+
+
 def record_of(mesh, reply):
     return mesh.json(f"/mesh/traversals/{reply.model_extra['mesh']['request_id']}")
 
@@ -100,6 +125,24 @@ def test_a_key_is_run_once_whatever_replica_it_meets(mesh):
     assert len({reply.text for reply in replies}) == 1
     with pytest.raises(openai.UnprocessableEntityError, match="another body"):
         ask(mesh, "What is 40 + 3?", extra_headers=headers)
+
+
+def test_what_one_replica_keeps_the_other_gives_again(mesh):
+    ask_it = "Compare our two data centre strategies and recommend one."
+    assert ask(mesh, ask_it, "knowledge").model == "premium"
+    ends = time.monotonic() + 20  # promised are two seconds
+    while len(knowing := caches(mesh)) < 2 and time.monotonic() < ends:
+        time.sleep(0.1)
+    assert len(knowing) == 2
+    hops = [record_of(mesh, ask(mesh, ask_it, "knowledge"))["hops"][1] for _ in range(8)]
+    assert {hop["because"] for hop in hops} <= {"same_request", "hit_checked"}  # one in fifty is checked
+
+
+def caches(mesh) -> set[str]:
+    """The replicas that know of a kept answer."""
+    pages = [mesh.get("/metrics")[1].decode() for _ in range(6)]
+    lines = [line for page in pages for line in page.splitlines() if line.startswith("mesh_cache_entries{")]
+    return {line.partition("}")[0] for line in lines if not line.endswith(" 0")}
 
 
 @pytest.mark.parametrize(
@@ -232,6 +275,46 @@ def test_over_a_thousand_mixed_requests_every_traversal_adds_up(mesh):
     assert over <= 10
 
 
+def test_both_replicas_keep_a_conversation_and_change_its_tier_when_that_pays(mesh):
+    def turn(session, text, priority="cheapest"):
+        hints = {"session": session, "priority": priority}
+        reply = ask(mesh, text, "conversations", max_tokens=5, user="ada", extra_body={"mesh": hints})
+        time.sleep(0.05)  # the turn is kept behind the reply
+        return reply, record_of(mesh, reply)["hops"][0]
+
+    for number in range(6):  # replicas take turns
+        first, _ = turn(f"s{number}", "soon", "best")
+        stays, hop = turn(f"s{number}", "soon")
+        assert (first.model, stays.model) == ("dear", "dear")
+        assert hop["state"]["session_tier"] == "dear"
+        assert hop["state"]["session_turn"] == first.model_extra["mesh"]["request_id"]
+        reason = hop["rejected"][0]
+        assert (reason["candidate"], reason["reason"]) == ("cheap", "sticky_session")
+        assert 0 < reason["detail"]["gain_nusd"] <= reason["detail"]["switch_nusd"]
+        turn(f"t{number}", "soon", "best")
+        changes, hop = turn(f"t{number}", "soon " + "and at length " * 60)  # far more than the cache has
+        assert changes.model == "cheap"
+        assert hop["state"]["session_tier"] == "dear"
+        assert (hop["rejected"][0]["candidate"], hop["rejected"][0]["reason"]) == ("dear", "dearer")
+
+
+def test_a_retry_is_marked_and_an_override_answered_whichever_replica_it_meets(mesh):
+    for number in range(4):
+        text = f"soon: what is the meaning of question number {number} of all?"
+        asked = {"user": f"bob-{number}", "max_tokens": 5}
+        first = ask(mesh, text, "conversations", **asked)
+        time.sleep(0.05)
+        again = record_of(mesh, ask(mesh, f"{text} Please.", "conversations", **asked))
+        name = first.model_extra["mesh"]["request_id"]
+        assert (again["retry"]["by"], again["retry"]["of"]) == ("similarity", name)
+        body = json.dumps({"messages": [{"role": "user", "content": text}], "max_tokens": 5}).encode()
+        headers = {"content-type": "application/json"}
+        url = f"{mesh.base_url}/mesh/traversals/{name}/escalate"
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=20) as reply:
+            assert json.load(reply)["model"] == "dear"
+        assert [mark["source"] for mark in record_of(mesh, first)["quality"]] == ["override"]
+
+
 def test_a_canary_is_found_neither_in_the_store_nor_in_logs_nor_in_spans(mesh, upstream):
     ask(mesh, f"{CANARY}: what is 5 + 6?")
     ask(mesh, f"soon {CANARY}", extra_body={"mesh": {"priority": "best"}})
@@ -270,6 +353,12 @@ def test_a_changed_policy_file_holds_on_both_replicas_and_a_bad_one_keeps_it(mes
 
     (folder / "policies" / "quickstart.toml").unlink()
     _on_both(mesh, "mesh_policy_info", default.version)
+    time.sleep(1)  # a replica writes down what it has loaded half a second later
+    changes = [entry["body"] for entry in entries(mesh, "act") if entry["ref"] == "graph:quickstart"]
+    changes = [act for act in changes if act["verb"] == "policy.change"]
+    told = [(act["before"] and act["before"]["version"], act["after"]["version"]) for act in changes]
+    versions = [None, default.version, changed.version, default.version]
+    assert told == list(itertools.pairwise(versions)), "each change once, over both replicas"
 
 
 def _replaced(file: Path, text: str) -> None:
@@ -391,6 +480,62 @@ def test_after_the_kill_of_a_replica_only_its_own_requests_fail_and_two_are_back
         time.sleep(0.2)
 
 
+def _until(holds, limit_s):
+    ends = time.monotonic() + limit_s
+    while not holds():
+        assert time.monotonic() < ends, "it did not come to hold"
+        time.sleep(0.05)
+
+
+def test_a_batch_request_makes_way_for_people_and_outlives_the_replica_that_runs_it(mesh, upstream):
+    upstream.release.clear()
+
+    def queue(text):
+        return ask(mesh, text, "quickstart/premium", extra_body={"mesh": {"when": "batch"}}).model_extra["mesh"]
+
+    def state(queued):
+        """The job as a replica tells it; while one is killed, a request of its is cut."""
+        for _ in range(100):
+            status, body = mesh.get(f"/mesh/jobs/{queued['job_id']}")
+            if status == 200:
+                return json.loads(body)
+            time.sleep(0.1)
+        raise AssertionError(f"no replica tells: {status}")
+
+    # somebody waits for a reply on one of the two replicas: nothing begins on either
+    person = threading.Thread(target=lambda: ask(mesh, "I am held.", "quickstart/premium"))
+    person.start()
+    _until(lambda: upstream.open == 1, 30)
+    time.sleep(1)
+    first = queue("Think about this, and be held.")
+    assert (first["outcome"], first["cost_nusd"]) == ("queued", 0)
+    time.sleep(5)  # it has rested by now
+    assert state(first)["state"] == "queued"
+    upstream.release.set()
+    person.join()
+    upstream.release.clear()  # long before the mesh counts as idle
+
+    # it runs on one of them, and holds up nobody
+    _until(lambda: state(first)["state"] == "running" and upstream.open == 1, 15)
+    assert "391" in ask(mesh, "What is 17 * 23?").choices[0].message.content
+    assert ask(mesh, "Quick, please.", "quickstart/premium").model == "premium"
+    store = open_jobs(None, mesh.store)
+    victim = int(store.get(first["job_id"]).owner.rpartition("-")[2])
+    store.close()
+    os.kill(victim, signal.SIGKILL)
+
+    # the other one takes it over, and it is paid for once
+    _until(lambda: state(first)["tries"] == 2 and upstream.open == 1, 60)
+    upstream.release.set()
+    _until(lambda: state(first)["state"] == "done", 30)
+    done = state(first)
+    assert "considered answer" in done["response"]["body"]["choices"][0]["message"]["content"]
+    booked = [entry for entry in entries(mesh, "settled") if entry["ref"].startswith(first["request_id"])]
+    assert (len(booked), done["response"]["body"]["mesh"]["cost_nusd"]) == (1, 40_000)
+    command(mesh, "budget", "verify")
+    _until(lambda: mesh.get("/ready", timeout_s=5)[0] == 200 and len(_ingress_pids(mesh) - {victim}) == 2, 60)
+
+
 @pytest.fixture(scope="module")
 def tenants(mesh: Served, upstream: Neighbours) -> Iterator[Tenanted]:
     """With tenants the mesh asks for keys, until the last test that uses them has ended."""
@@ -419,6 +564,12 @@ def test_of_200_calls_on_a_session_with_room_for_10_ten_are_answered_over_both_r
     refused = next(body["error"]["mesh"] for status, body in replies if status == 429)
     assert (refused["limit"], refused["asked"], refused["resets_at"]) == (limit, quote, None)
     assert "is right" in command(tenants.mesh, "budget", "verify")
+    # the upstream's own bill: the same usage for each call, and no call but these
+    costs = {body["mesh"]["cost_nusd"] for status, body in replies if status == 200}
+    assert costs == {told["mesh"]["cost_nusd"]}
+    settled = entries(tenants.mesh, "settled", "--tenant", "acme")
+    assert len({entry["ref"] for entry in settled}) == len(settled) == 11
+    assert {entry["body"]["settled"][0] for entry in settled} == costs
 
 
 def test_a_tenant_s_pace_is_exact_over_both_replicas_and_a_killed_one_s_slots_free_themselves(tenants):
