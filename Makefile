@@ -56,6 +56,7 @@ docs: $(VENV)/ready ## make the pages of docs/ that are made from code
 	@mv docs/configuration.md.new docs/configuration.md
 	@for graph in $(basename $(notdir $(wildcard graphs/*.py))); do \
 		$(BIN)/mesh draw graphs.$$graph --catalogue docs/graphs/mesh.toml --out docs/graphs/$$graph.svg || exit 1; done
+	$(BIN)/python -m benchmarks.graph_pages
 
 bench: $(VENV)/ready ## measure the figures of the README (minutes)
 	$(BIN)/python -m benchmarks.bench --bare

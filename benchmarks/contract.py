@@ -27,6 +27,7 @@ from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi import checks
 
 from mesh.providers.scripted import Scripted
+from mesh.serve.routes import CHAT
 from tests.api_server import Served, served
 from tests.graphs_for_tests import cascade, pinned_one
 
@@ -82,7 +83,8 @@ def contract(number: int, cases: int, tell: Callable[[str], None]) -> Tally:
         reads = _operations(told, api, "GET")
         plain = [one for one in reads if not (one.path_parameters or one.query)]
         asked = [one for one in reads if one not in plain]
-        chats = [one for part in _parts(told) for one in _operations(part, api, "POST")]
+        asked += [one for one in _operations(told, api, "POST") if one.path != CHAT]
+        chats = [one for part in _parts(told) for one in _operations(part, api, "POST") if one.path == CHAT]
         schema = {"$ref": "#/components/schemas/ChatCompletionRequest", "components": told["components"]}
         right = jsonschema.Draft202012Validator(schema).is_valid
         few, share = FEW * len(plain), round(cases * CHAT_SHARE)
