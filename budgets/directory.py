@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from budgets.keys import Key, fits, key_of, public_of
+from budgets.keys import Key, fits, key_of, print_key_of, public_of
 from budgets.payer import Payer
 from budgets.register import Item
 from budgets.tenants import NO_CAPS, Caps, Tenant, parents_of, tenant_of
@@ -19,6 +19,7 @@ class Caller:
     payer: Payer
     role: Role
     key: str | None = None  # its public part
+    print_key: str | None = field(default=None, repr=False)  # told by its secret; None: no prints are made
 
     @property
     def tenant(self) -> Tenant:
@@ -49,7 +50,7 @@ class Directory:
         if not fits(text, key) or key is None or not key.usable(now_us):
             return None
         payer = self.payers.get(key.tenant)
-        return None if payer is None else Caller(payer, key.role, key.public)
+        return None if payer is None else Caller(payer, key.role, key.public, print_key_of(text))
 
     def usable_keys(self, now_us: int) -> list[Key]:
         return [key for key in self.keys.values() if key.usable(now_us) and key.tenant in self.payers]

@@ -95,6 +95,11 @@ def hash_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def print_key_of(text: str) -> str:
+    """What makes prints of requests (`mesh.retries`) that nobody can read without the key: it is kept nowhere."""
+    return hashlib.blake2b(text.encode(), digest_size=16, person=b"mesh-prints").hexdigest()
+
+
 def fits(text: str, key: Key | None) -> bool:
     """Whether this is the key, in a time that does not depend on how much of it is right, or on whether it is there."""
     return hmac.compare_digest(hash_of(text), _NOBODY if key is None else key.sha256) and key is not None

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from mesh.errors import LedgerUnavailableError
 log = logging.getLogger("mesh.ledger")
 
 LINGER_S: Final = 0.005
-"""How long what nobody waits for may wait for company."""
+"""How long what nobody waits for may wait for company: a settlement for the disk, on PostgreSQL for the server."""
 
 MAX_BATCH: Final = 256
 MAX_HERE: Final = 64  # operations that an event loop carries out at once: some milliseconds; of more, the thread does
@@ -56,8 +57,8 @@ class Lane:
         self._tokens: SimpleQueue[None] = SimpleQueue()
         self._at_work = 0
         self._turn = threading.Lock()  # whoever has it carries out what is queued
-        self._armed = False  # a look at what nobody waits for is due
-        self._asked = False  # so is one at what somebody waits for
+        self._armed = False  # the thread is to be woken soon
+        self._asked = False  # the event loop is to look, at the end of this turn
         self._stopping = False
         self._retry_s = 0.0
         self._thread = threading.Thread(target=self._run, name=f"mesh-ledger-{number}", daemon=True)
@@ -74,22 +75,20 @@ class Lane:
             self._fail([job], LedgerUnavailableError("it was closed"))
             return
         self._jobs.append(job)
-        if job.waiter is not None:
-            self._hurry(job.waiter.get_loop())
+        try:
+            loop = job.waiter.get_loop() if job.waiter is not None else asyncio.get_running_loop()
+        except RuntimeError:
+            self._tokens.put(None)
+            return
+        if self._store.quick:
+            if not self._asked:
+                self._asked = True
+                loop.call_soon(self._now)  # behind what else this turn of the loop asks, and writes to its clients
+        elif job.waiter is not None:
+            self._tokens.put(None)
         elif not self._armed:
             self._armed = True
-            try:
-                asyncio.get_running_loop().call_later(LINGER_S, self._linger)
-            except RuntimeError:
-                self._armed = False
-                self._tokens.put(None)
-
-    def _hurry(self, loop: asyncio.AbstractEventLoop) -> None:
-        if not self._store.quick:
-            self._tokens.put(None)
-        elif not self._asked:
-            self._asked = True
-            loop.call_soon(self._now)  # behind what else this turn of the loop asks
+            loop.call_later(LINGER_S, self._linger)
 
     def stop(self) -> None:
         self._stopping = True
@@ -98,16 +97,12 @@ class Lane:
 
     def _linger(self) -> None:
         self._armed = False
-        self._here()
+        self._tokens.put(None)
 
     def _now(self) -> None:
-        self._asked = False
-        self._here()
-
-    def _here(self) -> None:
         """Carry out what is queued on this thread, the event loop's, where that does not block; else let ours do it."""
-        easy = self._store.quick and self.problem is None and len(self._jobs) <= MAX_HERE
-        if easy and self._turn.acquire(blocking=False):
+        self._asked = False
+        if self.problem is None and len(self._jobs) <= MAX_HERE and self._turn.acquire(blocking=False):
             try:
                 self._drain(patient=False)
             finally:
@@ -152,6 +147,9 @@ class Lane:
             self._owe(jobs, error)
             return False
         except Exception as error:
+            if len(jobs) > 1 and not patient:  # to try them one by one takes time, which the thread has
+                self._jobs.extendleft(reversed(jobs))
+                return False
             if len(jobs) > 1:
                 asked = [self._work([job], patient=True) for job in jobs]  # one is at fault, the others must not suffer
                 return all(asked)
@@ -223,6 +221,8 @@ class Syncer:
         stopping = False
         while not stopping:
             asked = [self._asked.get()]
+            if asked == [[]]:  # nobody waits: what else is booked meanwhile survives by the same sync
+                time.sleep(LINGER_S)
             while not self._asked.empty():
                 asked.append(self._asked.get_nowait())
             stopping = None in asked
@@ -253,12 +253,23 @@ def answer(answers: Iterable[tuple[Job, Any]], unheard: Unheard) -> None:
     for job, outcome in answers:
         if (waiter := job.waiter) is not None:
             by_loop.setdefault(waiter.get_loop(), []).append((waiter, job, outcome))
+    here = _running_loop()
     for loop, told in by_loop.items():
+        if loop is here:
+            _tell(told, unheard)
+            continue
         try:
             loop.call_soon_threadsafe(_tell, told, unheard)
         except RuntimeError:  # the loop is closed
             for _, job, outcome in told:
                 unheard(job, outcome)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _tell(told: Sequence[tuple[Waiter, Job, Any]], unheard: Unheard) -> None:

@@ -78,10 +78,10 @@ class _Known:
             for chain, n, mark in db.execute(schema.GET_HEADS, (_json(missing),)).fetchall():
                 self.heads[chain] = Head(n, mark)
 
-    def kept(self) -> "_Known":
-        """What stays known: the transaction was kept. Requests have no rows."""
-        for name in [name for name in self.pages if name.startswith(_REQUEST)]:
-            del self.pages[name]
+    def kept(self, requests: Iterable[str]) -> "_Known":
+        """What stays known: the transaction was kept. The pages of these requests do not: they have no rows."""
+        for name in requests:
+            self.pages.pop(name, None)
         return self
 
 
@@ -118,12 +118,12 @@ class SqliteLedgerStore:
         with self._file.transaction(patient=patient) as db:
             known, self._known = self._known.current(db), _Known()  # nothing is known if this is not kept
             sheet = Sheet(self._clock.now_us(), self._clock.lease_us(), self._clock.boot)
-            _load(db, operations, known, sheet)
+            requests = _load(db, operations, known, sheet)
             load_items(db, operations, sheet)
             sheet.passes = SqlitePasses(db, self._clock.boot)
             outcomes = [apply(operation, sheet) for operation in operations]
             _write(db, sheet)
-        self._known = known.kept()
+        self._known = known.kept(requests)
         return outcomes
 
     def sync(self) -> None:
@@ -198,8 +198,8 @@ class SqliteLedgerStore:
             self._file.close()
 
 
-def _load(db: Connection, operations: Sequence[Operation], known: "_Known", sheet: Sheet) -> None:
-    """Read all that the operations may touch and that is not known."""
+def _load(db: Connection, operations: Sequence[Operation], known: "_Known", sheet: Sheet) -> list[str]:
+    """Read all that the operations may touch and that is not known. The accounts of requests among it."""
     named = [each.id for each in operations if isinstance(each, Resolve | Extend | Expire)]
     requests = {request_of(each.id) for each in operations if isinstance(each, Reserve)}
     requests.update(
@@ -217,8 +217,10 @@ def _load(db: Connection, operations: Sequence[Operation], known: "_Known", shee
     accounts, chains = _touched(db, operations, sheet)
     known.complete(db, accounts, chains)
     sheet.pages, sheet.heads, sheet.overrides = known.pages, known.heads, known.overrides
-    for request in requests:
-        sheet.pages[_REQUEST + request] = _request_page(_REQUEST + request, sheet)
+    names = [_REQUEST + request for request in requests]
+    for name in names:
+        sheet.pages[name] = _request_page(name, sheet)
+    return names
 
 
 def _touched(db: Connection, operations: Sequence[Operation], sheet: Sheet) -> tuple[set[str], set[str]]:

@@ -130,9 +130,9 @@ def test_a_lost_answer_to_a_commit_leaves_nothing_held(tmp_path):
         held = await book.reserve("r:1:1", usd(5), (tenant(),))
         store.lost_commits = 1
         await book.settle(held, usd(3), estimated=False)
-        with pytest.raises(LedgerUnavailableError):
-            await book.flush()
-        await book.flush()
+        await asyncio.sleep(0)
+        assert book.problem == "the answer was lost"
+        await asyncio.to_thread(until_booked, book)  # it is tried again until its answer comes
         assert (await book.balance(tenant())).settled == usd(3)
         assert [str(entry.kind) for entry in await book.entries()] == ["released", "settled"]
 
@@ -249,5 +249,32 @@ def test_a_long_log_is_moved_into_the_file_beside_the_work(tmp_path, monkeypatch
         log = store.path.with_name("l.sqlite3-wal").stat().st_size
         await pairs(book, ["b1", "b2", "b3"])
         assert store.path.with_name("l.sqlite3-wal").stat().st_size == log, "and the log began anew"
+
+    on(tmp_path, work)
+
+
+def test_what_operations_are_at_fault_is_found_out_by_the_thread_and_not_by_the_event_loop(tmp_path):
+    async def work(book, store):
+        good = [asyncio.ensure_future(book.reserve(f"r:0:{n}", usd(1), (tenant(),))) for n in (1, 2)]
+        faulty = asyncio.ensure_future(book._ask(book._lanes[0], Look("faulty")))
+        outcomes = await asyncio.gather(*good, faulty, return_exceptions=True)
+        assert [type(each).__name__ for each in outcomes] == ["Reservation", "Reservation", "KeyError"]
+        assert threading.main_thread() not in store.threads
+        assert (await book.reserve("r:0:3", usd(1), (tenant(),))).state == "live"
+
+    on(tmp_path, work)
+
+
+def test_what_is_known_of_accounts_holds_no_request(tmp_path):
+    """They would only become more, and each has no row."""
+
+    async def work(book, store):
+        for n in range(5):
+            held = await book.reserve(f"r{n}:0:1", usd(1), (request(f"r{n}"), tenant()))
+            await book.settle(held, usd(1), estimated=False)
+            await book.finish(request(f"r{n}"))
+        await book.balance(request("r3"))
+        await book.flush()
+        assert set(store._known.pages) == {tenant().id}
 
     on(tmp_path, work)
