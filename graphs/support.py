@@ -336,9 +336,11 @@ graph.add_edge("travel_line", END)
 
 # -- security policy: the strong tier, and no answer that does not cite the policy -------------------------------------
 graph.add_node("policy", Similarity("support.security.kb.yaml", floor="docs.floor", most=3))
-graph.add_node("security", Grounded("premium", optional=True, task=SECURITY, defaults=STEADY))
+graph.add_node("security", Grounded("premium", optional=True, task=SECURITY, defaults=STEADY, unproven=True))
 graph.add_node("security_cited", Citations())
-graph.add_node("security_again", Grounded("premium", optional=True, task=SECURITY_AGAIN, defaults=STEADY))
+graph.add_node(
+    "security_again", Grounded("premium", optional=True, task=SECURITY_AGAIN, defaults=STEADY, unproven=True)
+)
 graph.add_node("security_cited_again", Citations())
 graph.add_node("security_person", Respond(SECURITY_PERSON, ends=Ended.DEGRADED))
 graph.add_edge("desk", "policy", on="security")

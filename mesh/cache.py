@@ -31,7 +31,7 @@ FOLLOW_EVERY_S: Final = 0.5
 RECONCILE_EVERY: Final = 120  # looks: once a minute
 OVERLAP_US: Final = 5 * US_PER_S  # of two transactions the one that began first may be seen last
 PAGE: Final = 500
-MOST: Final = 50_000  # entries in memory, of all tenants: 60 MB with vectors
+MOST: Final = 50_000  # entries in memory, of all tenants: 100 MB with vectors
 MOST_EACH: Final = 10_000  # of one tenant
 QUEUE_MOST: Final = 1_000
 TRIES: Final = 4  # entries that the store has no more, before it counts as a miss
@@ -183,9 +183,10 @@ class AnswerCache:
             try:
                 await self.follow()
                 failing = False
-            except StoreError as error:
+            except Exception as error:  # noqa: BLE001 -- a row that cannot be read must not end it for all others
                 if not failing:
-                    log.warning("the cache does not see what other replicas keep: %s", error)
+                    why = error if isinstance(error, StoreError) else type(error).__name__
+                    log.warning("the cache does not see what other replicas keep: %s", why)
                 failing = True
             await asyncio.sleep(every_s)
 

@@ -218,10 +218,10 @@ def footprint_of(run: Run, answer: Answer | None) -> Footprint | None:
 
 def _print_of(run: Run) -> bytes:
     """Of what the user said last, where that is what is to be answered: what a tool said is a step of the same try."""
-    request, user = run.request, run.meta.user
-    if request.hints.session is None and user is None:
+    request, user, key = run.request, run.meta.user, run.meta.print_key
+    if key is None or (request.hints.session is None and user is None):
         return b""
     if not request.messages or request.messages[-1].get("role") != "user":
         return b""
     whose = ("user", user) if user is not None else ("session", request.hints.session or "")
-    return print_of(request.text, (run.meta.payer.tenant.name, *whose))
+    return print_of(request.text, (run.meta.payer.tenant.name, *whose, key))

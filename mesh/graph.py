@@ -89,9 +89,11 @@ class BuiltGraph:
     numbers: Mapping[str, Number] = field(default_factory=dict)
     declared: Mapping[str, Declared] = field(init=False)
     _resourceful: tuple[Node, ...] = field(init=False, repr=False)
+    _hints: frozenset[str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_resourceful", tuple(node for node in self.nodes.values() if node.resources))
+        object.__setattr__(self, "_hints", frozenset(hint for node in self.nodes.values() for hint in node.hints))
         object.__setattr__(self, "declared", {name: Declared.of(node) for name, node in self.nodes.items()})
 
     def target(self, source: str, on: str) -> Target:
@@ -114,7 +116,7 @@ class BuiltGraph:
 
     def hints(self) -> frozenset[str]:
         """The hints that any node reads."""
-        return frozenset(hint for node in self.nodes.values() for hint in node.hints)
+        return self._hints
 
     def tiers(self) -> tuple[str, ...]:
         """All tiers that any node may call, sorted."""

@@ -46,11 +46,13 @@ def _swap(by: dict[str, str], *, folded: bool = False) -> Callable[[str], str]:
     lengths: dict[str, dict[int, None]] = {}
     for text in longest_first:
         lengths.setdefault(text[:head], {})[len(text)] = None
-    return partial(_swapped, by, lengths, head, folded)
+    return partial(_swapped, by=by, lengths=lengths, head=head, folded=folded)
 
 
-def _swapped(by: Mapping[str, str], lengths: Mapping[str, dict[int, None]], head: int, folded: bool, text: str) -> str:  # noqa: FBT001 -- bound above
-    """The text with what `by` knows replaced. `lengths`: of the texts with such a head. Linear, however many there are."""
+def _swapped(
+    text: str, *, by: Mapping[str, str], lengths: Mapping[str, Mapping[int, None]], head: int, folded: bool
+) -> str:
+    """The text with what `by` knows replaced. `lengths` are those of what begins so. Time grows with the text alone."""
     pieces, done, at = list[str](), 0, 0
     while at + head <= len(text):
         begins = text[at : at + head]

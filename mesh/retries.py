@@ -2,9 +2,11 @@
 
 How alike is told by prints: 512 bits, each made of one of the text's three-letter parts that a hash picks (MinHash with
 one bit of each minimum: Li and Koenig, 2010). The share of bits in which two prints agree tells the share of parts that
-the texts have in common; it is off by less than 0.09 in 19 of 20 pairs. A print does not say what was asked, and since
-it is salted with tenant and user (or session), those of two users cannot be compared. Who has the store could try out
-guesses, so prints lie apart from traversals and go after an hour.
+the texts have in common; it is off by less than 0.09 in 19 of 20 pairs. It is salted with tenant, user (or session) and
+what only the caller's API key tells, which is kept nowhere: so those of two users, or of two keys, cannot be compared.
+Whoever knew the salt could read a sentence of 20 letters back from its print, part by part. Without the key nobody in
+possession of the store can; where no keys are demanded (on loopback alone) who has the store can. Prints lie apart from
+traversals, and go after an hour.
 
 On 4,000 pairs of unrelated requests of CLINC150 no pair shares 0.6 of its parts; of pairs with one intent 1 % do, and
 those differ in a word. Of 17 requests that were asked again in other words by hand, 14 do.

@@ -21,7 +21,7 @@ from mesh.store.contents import Content, ContentStore
 from mesh.store.memory_contents import MemoryContents
 from mesh.store.reviews import Close, Review, ReviewStore
 from mesh.store.sql_reviews import SqlReviews
-from mesh.store.sqlite_reviews import MemoryTables
+from mesh.store.sqlite_reviews import memory_reviews
 from mesh.units import US_PER_S
 from mesh.vocabulary import Judged, Purpose, Reviewed
 
@@ -59,7 +59,10 @@ class Reviews:
     async def open(self, review: Review, saved: Mapping[str, Any], wait_us: int) -> Review:
         """Keep a traversal that waits. Its content comes first: a row always has some."""
         await self._keep(review, "", saved, wait_us + GRACE_US)
-        return await self.off(self.rows.put, review, wait_us)
+        kept = await self.off(self.rows.put, review, wait_us)
+        if kept.ended_us:  # a batch job that was begun again comes here again
+            await self._erase(review, "")
+        return kept
 
     async def judge(self, review_id: str, judgement: Judgement, actor: str, *, lease_us: int = LEASE_US) -> Review:
         """Claim a review with a person's judgement. It is then to be walked on with, by whoever called.
@@ -82,9 +85,15 @@ class Reviews:
             await self._keep(review, said, {"text": judgement.text}, GRACE_US)
         claimed = await self.off(self.rows.claim, review_id, judgement.judged, actor, said, lease_us)
         if claimed is None:
-            await self._erase(review, said)
+            if said:
+                await self._erase(review, said)
             raise settled_already(await self.found(review_id))
         return claimed
+
+    async def give_back(self, review: Review) -> None:
+        """Undo a claim that nothing came of: the review waits again, and what the person wrote goes."""
+        if await self.off(self.rows.give_back, review) and review.said:
+            await self._erase(review, review.said)
 
     async def found(self, review_id: str, *, tenant: str | None = None) -> Review:
         """The review.
@@ -120,7 +129,9 @@ class Reviews:
         ended = await self.off(self.rows.end, review, how)
         if ended:
             for part in {"", CALLS, review.said}:
-                await self.off(self.contents.delete, review.tenant, Purpose.REVIEW, _key(review, part))
+                await self._erase(review, part)
+        elif await self.off(self.rows.get, review.id) is None:  # it was forgotten meanwhile, and stays so
+            await self._erase(review, REPLY)
         return ended
 
     def close(self) -> None:
@@ -137,8 +148,11 @@ class Reviews:
         return await asyncio.to_thread(work, *args, **named) if self.aside else work(*args, **named)
 
     async def _keep(self, review: Review, part: str, data: Mapping[str, Any], keep_us: int) -> None:
-        content = self._content(review, part, zlib.compress(orjson.dumps(data), 1))
-        await self.off(self.contents.put, content, keep_us)
+        await self.off(self._put, review, part, data, keep_us)
+
+    def _put(self, review: Review, part: str, data: Mapping[str, Any], keep_us: int) -> None:
+        """Blocking: a long conversation takes its time to be packed, too."""
+        self.contents.put(self._content(review, part, zlib.compress(orjson.dumps(data), 1)), keep_us)
 
     def _content(self, review: Review, part: str, data: bytes) -> Content:
         return Content(
@@ -150,12 +164,15 @@ class Reviews:
             request_id=review.request_id,
         )
 
-    async def _erase(self, review: Review, said: str) -> None:
-        if said:
-            await self.off(self.contents.delete, review.tenant, Purpose.REVIEW, _key(review, said))
+    async def _erase(self, review: Review, part: str) -> None:
+        await self.off(self.contents.delete, review.tenant, Purpose.REVIEW, _key(review, part))
 
     async def _read(self, review: Review, part: str) -> dict[str, Any] | None:
-        found = await self.off(self.contents.get, review.tenant, Purpose.REVIEW, _key(review, part))
+        return await self.off(self._got, review, part)
+
+    def _got(self, review: Review, part: str) -> dict[str, Any] | None:
+        """Blocking."""
+        found = self.contents.get(review.tenant, Purpose.REVIEW, _key(review, part))
         if found is None:
             return None
         read: dict[str, Any] = orjson.loads(zlib.decompress(found.data))
@@ -197,7 +214,7 @@ class Lease:
 
 def in_memory(clock: Clock) -> Reviews:
     """Reviews of this process alone: gone when it ends, like the ledger in memory."""
-    return Reviews(SqlReviews(MemoryTables(clock)), MemoryContents(clock), RandomIds(clock), aside=False)
+    return Reviews(SqlReviews(memory_reviews(clock)), MemoryContents(clock), RandomIds(clock), aside=False)
 
 
 def settled_already(review: Review) -> RequestError:

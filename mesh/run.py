@@ -55,7 +55,8 @@ class Meta:
     """What the record says of a request beyond what nodes read, and who pays for it.
 
     `at_us` is when it began by the store's clock (microseconds since 1970), which tells its months; None: by ours.
-    `steps_limited`: an operator may have limited the hops of one of its accounts.
+    `steps_limited`: an operator may have limited the hops of one of its accounts. `print_key` goes into the print that
+    the request leaves behind; None: it leaves none.
     """
 
     client_request_id: str | None = None
@@ -64,6 +65,7 @@ class Meta:
     steps_limited: bool = False
     user: str | None = None
     client_retry: int = 0
+    print_key: str | None = field(default="", repr=False)
     ignored_hints: Sequence[Mapping[str, Any]] = ()
     traceparent: str | None = None
     detour: Detour | None = None

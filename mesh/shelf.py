@@ -39,7 +39,8 @@ def shelf_of(run: Run) -> Shelf:
     """The shelf of a traversal, as everything stands now.
 
     An answer serves only where the same graph, numbers, models, prices and files would have made it, within the same
-    limits of the tenant: whatever of these changes, the cache begins anew.
+    limits of the tenant: whatever of these changes, the cache begins anew. Nor does it serve a request with other hints
+    than those that lead it through this graph, tags among them.
     """
     tenant = run.meta.payer.tenant
     versions = [
@@ -48,6 +49,7 @@ def shelf_of(run: Run) -> Shelf:
         run.door.catalogue.version,
         run.graph.resources(),
         [tenant.tiers, tenant.regions, tenant.may_escalate],
+        [_hint(run, name) for name in sorted(run.graph.hints())],
     ]
     return Shelf(
         cache=run.door.answers,
@@ -58,3 +60,8 @@ def shelf_of(run: Run) -> Shelf:
         at_us=run.at_us,
         spent_nusd=sum([record.cost_nusd for record in run.records]),
     )
+
+
+def _hint(run: Run, name: str) -> Any:
+    hints = run.request.hints
+    return hints.tags.get(name.removeprefix("tags.")) if name.startswith("tags.") else getattr(hints, name)

@@ -94,7 +94,8 @@ class Answer:
 
     `tier` is None where a tool or a respond node spoke. `valid` is what validators said of it: None if none looked.
     `score` is what a judge gave it, in [0, 1]: of several the lowest. `doubted`: a vote preferred another one, or
-    nobody is sure of it. `vetoed`: a guard beside it or behind it has not let it pass.
+    nobody is sure of it. `vetoed`: a guard beside it or behind it has not let it pass. `unproven`: it counts as vetoed
+    until it is `valid`.
     """
 
     node: str
@@ -111,6 +112,12 @@ class Answer:
     extra: Mapping[str, Any] = field(default_factory=dict)
     streamed: bool = False
     vetoed: bool = False
+    unproven: bool = False
+
+    @property
+    def givable(self) -> bool:
+        """Whether it may be given where no node speaks any more."""
+        return not self.vetoed and (not self.unproven or self.valid is True)
 
     @property
     def text(self) -> str:
@@ -211,7 +218,7 @@ class State:
 
     def passed(self) -> "State":
         """This state with the answers alone that may be given where no node speaks any more."""
-        kept = tuple(answer for answer in self.answers if not answer.vetoed)
+        kept = tuple(answer for answer in self.answers if answer.givable)
         return self if len(kept) == len(self.answers) else replace(self, answers=kept)
 
     def hiding(self, placeholders: Mapping[str, str]) -> "State":

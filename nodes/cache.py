@@ -55,9 +55,10 @@ class Cache(Node):
 
     Nothing is looked for, and nothing kept, where the request was not screened for personal data, or holds some; where
     the caller wants sampling (`temperature` above 0, `n` above 1), tools, log-probabilities, a person, a stronger tier,
-    another try, or a private tier; and where it is very long. Signals: `cache_scope`, `cache_match` (`exact`,
-    `similar`), `cache_similarity`, `cache_from` (the request that left it), `cache_age_s`, `cache_saved_nusd` (what
-    that one had cost), `cached_tier`, `cached_version`; of a miss that was none to look for, `cache_passed` says why.
+    another try, or a private tier; where it is very long; and, with `per_user`, where no user is named. Signals:
+    `cache_scope`, `cache_match` (`exact`, `similar`), `cache_similarity`, `cache_from` (the request that left it),
+    `cache_age_s`, `cache_saved_nusd` (what that one had cost), `cached_tier`, `cached_version`; of a miss that was none
+    to look for, `cache_passed` says why.
 
     A look-up takes 30 us, with `similar` 0.1 ms, and 0.2 ms more where it reads an answer from SQLite. One that takes
     longer than 0.25 s, or fails, is a miss (`cache_passed` is `store`).
@@ -108,6 +109,8 @@ class Cache(Node):
         if (passed := unkept(state)) is not None:
             return Verdict(outcome=MISS, because=Cause.NOT_KEPT, signals={"cache_passed": passed})
         shelf = hop.shelf()
+        if self.nobodys(shelf):
+            return Verdict(outcome=MISS, because=Cause.NOT_KEPT, signals={"cache_passed": "no_user"})
         try:
             async with asyncio.timeout(PATIENCE_S):
                 found = await shelf.find(self.sought(state.request, shelf), floor)
@@ -126,6 +129,10 @@ class Cache(Node):
             return Verdict(outcome=MISS, because=Cause.HIT_CHECKED, signals=signals, answer=doubted)
         because = Cause.SAME_REQUEST if found.exact else Cause.SIMILAR_REQUEST
         return Verdict(outcome=HIT, because=because, signals=signals, answer=answer)
+
+    def nobodys(self, shelf: "Shelf") -> bool:
+        """Whether answers are for one user alone, and none is named: those who name none may be many."""
+        return self.per_user and shelf.user is None
 
     def sought(self, request: Request, shelf: "Shelf") -> "Sought":
         """What an answer to this request is looked for by, and kept under."""
@@ -200,6 +207,8 @@ class Remember(Node):
         hours, enough = hop.number(self.hours), hop.number(self.agreement)
         answer, shelf = state.answer, hop.shelf()
         passed = unkept(state) or unkept_answer(answer, state.passages) or _still_personal(state.request)
+        if passed is None and self.cache.nobodys(shelf):
+            passed = "no_user"
         if passed is not None or answer is None:
             return Verdict(outcome=PASSED, because=Cause.NOT_KEPT, signals={"cache_passed": passed})
         if state.signals.get("cache_scope") != shelf.versions:  # a file was loaded meanwhile, or nobody looked

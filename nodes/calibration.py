@@ -33,6 +33,7 @@ from nodes.labels import located
 ANY_STYLE: Final = "any"
 FILE_BYTES_MAX: Final = 4 * 1024 * 1024
 TINY: Final = 1e-6  # of a probability: further out a logit tells nothing
+FAR: Final = 60.0  # of a logit: as good as certain
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,8 @@ class Platt:
 
     def __call__(self, score: float) -> float:
         clear = min(1 - TINY, max(TINY, score))
-        return 1 / (1 + math.exp(-(self.a * math.log(clear / (1 - clear)) + self.b)))
+        logit = self.a * math.log(clear / (1 - clear)) + self.b
+        return 1 / (1 + math.exp(-max(-FAR, min(FAR, logit))))
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,9 +44,11 @@ class _Table:
 
     def scores(self, vector: "NDArray[np.float32]") -> "NDArray[np.float32]":
         """float32[labels]: half the cosine to the centre, half the mean of those to the nearest examples."""
+        import numpy as np  # noqa: PLC0415 -- graphs are read without it
+
         seen = vector - self.origin
         seen /= max(math.sqrt(seen @ seen), TINY)
-        cosines = self.examples @ seen
+        cosines = np.vecdot(self.examples, seen)  # not `@`: with thousands of rows BLAS would start threads, and wait
         cosines[-1] = BELOW_ANY
         own = cosines[self.rows]
         own.partition(-2, axis=1)  # the nearest two stand last

@@ -32,14 +32,16 @@ LIBRARIES: Final = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zone
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 1 << 17, 1 << 26, 1 << 27
 CLONE_NEWUSER, CLONE_NEWNET = 1 << 28, 1 << 30
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 2, 4, 8, 0x4000, 1 << 18
-PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, SIGKILL = 1, 22, 38, 9
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, SIGKILL = 1, 4, 22, 38, 9
 LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446  # the same on every architecture
 CAPSET: Final = {"x86_64": 126, "aarch64": 91}
 CAPABILITY_VERSION: Final = 0x20080522
 
-# Landlock's rights, by bit. From its second version on there are more, and all that this kernel knows are handled.
+# Landlock's rights, by bit. Later versions have more, and all that this kernel knows are handled. Before its third one
+# (Linux 6.2) it does not hold `truncate`, nor an opening that truncates: files outside could be emptied.
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1, 2, 4, 8
-RIGHTS_BY_ABI: Final = ((1, 13), (2, 14), (3, 15), (5, 16))
+RIGHTS_BY_ABI: Final = ((3, 15), (5, 16))
+TRUNCATE_ABI: Final = 3
 IOCTL_DEV: Final = 1 << 15
 NET_ABI, SCOPE_ABI = 4, 6
 
@@ -57,22 +59,24 @@ CALLS: Final = {
         217, 89, 267, 82, 264, 316, 83, 258, 84, 87, 263, 76, 77, 74, 75, 73, 80, 81, 326, 40, 79, 95,
         # clocks and timers of its own, randomness, memory, its own signal handlers
         35, 230, 228, 229, 96, 201, 318, 202, 28, 9, 11, 10, 25, 12, 13, 14, 15, 131, 38, 36, 37, 219,
-        # who and where it is; exit; a pair of sockets that leads nowhere (asyncio wakes itself by one)
-        39, 110, 186, 102, 107, 104, 108, 63, 99, 98, 100, 24, 204, 60, 231, 53, 45, 51, 55,
+        # who and where it is; exit; reading from a pair of sockets
+        39, 110, 186, 102, 107, 104, 108, 63, 99, 98, 100, 24, 204, 60, 231, 45, 51, 55,
     ),
     "aarch64": (
         63, 64, 65, 66, 67, 68, 69, 70, 56, 57, 436, 80, 79, 291, 62, 48, 439, 23, 24, 59, 73, 72, 20, 21, 22, 19,
         61, 78, 38, 276, 34, 35, 45, 46, 82, 83, 32, 49, 50, 285, 71, 17, 166,
         101, 115, 113, 114, 169, 278, 98, 233, 222, 215, 226, 216, 214, 134, 135, 139, 132, 103, 102, 128,
-        172, 178, 173, 174, 175, 176, 177, 160, 179, 165, 153, 124, 123, 93, 94, 199, 207, 204, 209,
+        172, 178, 173, 174, 175, 176, 177, 160, 179, 165, 153, 124, 123, 93, 94, 207, 204, 209,
     ),
 }  # fmt: skip
 """The system calls that are let through whatever they are given."""
 
-FCNTL, IOCTL, SENDTO = 0, 1, 2
-BY_ARGUMENT: Final = {"x86_64": (72, 16, 44), "aarch64": (25, 29, 206)}
+FCNTL, IOCTL, SENDTO, SOCKETPAIR = 0, 1, 2, 3
+BY_ARGUMENT: Final = {"x86_64": (72, 16, 44, 53), "aarch64": (25, 29, 206, 199)}
 FCNTLS: Final = (0, 1, 2, 3, 4, 1030)  # dup and flags; F_SETOWN could have a signal sent to another process
 IOCTLS: Final = (0x5421, 0x5451, 0x5450, 0x5401)  # FIONBIO, FIOCLEX, FIONCLEX, TCGETS
+FAMILIES: Final = (1,)  # AF_UNIX: a pair that leads nowhere (asyncio wakes itself by one); no other protocol's code
+FIRST, SECOND = 16, 24  # where the lower halves of a call's arguments lie
 
 
 class NotIsolatedError(Exception):
@@ -147,6 +151,7 @@ def isolate(cpu_s: int, memory_mib: int) -> None:
     scratch = _scratch(libc)
     _checked(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     _landlock(libc, scratch)
+    _checked(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))  # a limit of 0 does not stop cores that go into a pipe
     none = ctypes.create_string_buffer(24)
     _checked(libc.syscall(CAPSET[machine], struct.pack("=Ii", CAPABILITY_VERSION, 0), none))
     _seccomp(libc, machine)
@@ -181,6 +186,8 @@ def _scratch(libc: ctypes.CDLL) -> str | None:
 def _landlock(libc: ctypes.CDLL, scratch: str | None) -> None:
     """Nothing on any file system but Python's library, to read, and the scratch folder."""
     abi = _checked(libc.syscall(LANDLOCK_CREATE, None, 0, 1))
+    if abi < TRUNCATE_ABI:
+        raise NotIsolatedError(f"Landlock {abi}")
     every = (1 << max(bits for least, bits in RIGHTS_BY_ABI if abi >= least)) - 1
     handled = (every, 3 if abi >= NET_ABI else 0, 3 if abi >= SCOPE_ABI else 0)
     size = 8 * (1 + (abi >= NET_ABI) + (abi >= SCOPE_ABI))
@@ -216,9 +223,10 @@ def program(machine: str) -> list[tuple[int, int, int, int]]:
     for number in CALLS[machine]:
         steps += [(EQUAL, 0, 1, number), (RETURN, 0, 0, ALLOW)]
     by_argument = BY_ARGUMENT[machine]
-    for number, values in ((by_argument[FCNTL], FCNTLS), (by_argument[IOCTL], IOCTLS)):
+    for call, place, values in ((FCNTL, SECOND, FCNTLS), (IOCTL, SECOND, IOCTLS), (SOCKETPAIR, FIRST, FAMILIES)):
+        number = by_argument[call]
         tests = [step for value in values for step in ((EQUAL, 0, 1, value), (RETURN, 0, 0, ALLOW))]
-        body = [(LOAD, 0, 0, 24), *tests, (RETURN, 0, 0, REFUSE)]  # the second argument, its lower half
+        body = [(LOAD, 0, 0, place), *tests, (RETURN, 0, 0, REFUSE)]
         steps += [(EQUAL, 0, len(body), number), *body]
     # a message without an address: both halves of the fifth argument are 0
     unaddressed = [(LOAD, 0, 0, 48), (EQUAL, 0, 3, 0), (LOAD, 0, 0, 52), (EQUAL, 0, 1, 0), (RETURN, 0, 0, ALLOW)]

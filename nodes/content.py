@@ -2,12 +2,15 @@
 
 import importlib.metadata
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from mesh.state import Request, message_text
 
 OUTSIDE_ROLES = frozenset({"user", "tool", "function"})
 """Roles whose text comes from outside the application: people, and what tools fetched for them."""
+
+
+TEXT_MEMBERS: Final = frozenset({"type", "text", "cache_control"})
 
 
 def outside_texts(request: Request) -> list[str]:
@@ -31,7 +34,8 @@ def unread_parts(request: Request) -> int:
 
 
 def _plain_text(part: Any) -> bool:
-    return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
+    plain = isinstance(part, Mapping) and part.get("type") == "text" and part.keys() <= TEXT_MEMBERS
+    return plain and isinstance(part.get("text"), str)
 
 
 def _texts(message: Mapping[str, Any]) -> Iterator[str]:

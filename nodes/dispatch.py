@@ -195,12 +195,13 @@ def _above(standings: Sequence[Standing], passed: Standing, hop: "Hop") -> list[
 
 def _noted(standing: Standing) -> dict[str, Signal]:
     """What the decision read of a tier, in the hop's state."""
-    return {
+    found: dict[str, Signal] = {
         f"{standing.tier}.success": standing.success,
         f"{standing.tier}.cost_nusd": standing.cost_nusd,
         f"{standing.tier}.quote_nusd": standing.quote_nusd,
         f"{standing.tier}.latency_us": standing.latency_us,
     }
+    return found | ({f"{standing.tier}.switch_nusd": standing.switch_nusd} if standing.switch_nusd else {})
 
 
 def _verdict(choice: Choice, wanted: Wanted, *, frugal: bool) -> Verdict:

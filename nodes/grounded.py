@@ -84,11 +84,12 @@ def _with_sources(answer: Answer, passages: tuple[Passage, ...]) -> Answer:
 
 
 FACT: Final = re.compile(
-    r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+"  # an address
-    r"|(?:https?://)?(?:[a-z0-9-]+\.)+[a-z]{2,}(?:/[\w./-]*\w)?"  # a host or a link
+    r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)+"  # an address
+    r"|(?<![a-z0-9.-])(?:https?://)?(?:[a-z0-9-]{1,63}\.)+[a-z]{2,}(?:/[\w./-]*\w)?"  # a host or a link
     r"|\d+(?:[.,:/-]\d+)*",  # a figure
     re.IGNORECASE,
 )
+"""Linear in the text, which may be a caller's: an address or a host begins where what may stand in one begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,8 @@ class Faithful(Validator):
         given = " ".join(f"{one.id} {one.title} {one.text}" for one in state.passages)
         known = f"{given} {request.text} {request.system}"
         told, words = facts(said), content_words(said)
-        missing = len([fact for fact in told if fact not in set(facts(known))])
+        given_facts = set(facts(known))
+        missing = len([fact for fact in told if fact not in given_facts])
         share = len(words & content_words(known)) / len(words) if words else 1.0
         signals: dict[str, Signal] = {
             "facts": len(told),

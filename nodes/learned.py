@@ -35,6 +35,7 @@ DIMENSIONS: Final = 256
 PROBE: Final = "What is the balance of my account, and when is the next bill due?"
 ALIKE: Final = 0.999  # the cosine from which two releases of the embedding are the same
 FAR: Final = 60.0  # of a logit: as good as certain
+LARGEST: Final = 1e12  # of a figure: far beyond any that was fitted, and sums of products stay finite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,9 +101,13 @@ def read(path: Path) -> Learned | None:
     """
     if not path.is_file():
         return None
-    raw = path.read_bytes()
+    try:
+        with path.open("rb") as file:
+            raw = file.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise ConfigError(path.name, f"cannot be read: {error.strerror}.", "Check its permissions.") from error
     if len(raw) > FILE_BYTES_MAX:
-        raise ConfigError(path.name, f"a predictor of {len(raw)} bytes; at most {FILE_BYTES_MAX}.")
+        raise ConfigError(path.name, f"a predictor of more than {FILE_BYTES_MAX} bytes.", "Is it the right file?")
     try:
         found = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
@@ -131,9 +136,9 @@ def learned(found: Any, where: str) -> Learned:
             raise ValueError(f"a probe of {len(probe)} figures; 0 or {DIMENSIONS}")  # noqa: TRY301 -- told with the rest
         tiers = {str(tier): _fitted(one, len(names), len(probe)) for tier, one in found["tiers"].items()}
         mean, spread = _figures(found["mean"], len(names)), _figures(found["spread"], len(names))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(where, f"cannot be used: {error}") from error
-    if not tiers or min(spread, default=1.0) <= 0:
+    if not tiers or min(spread, default=1.0) < 1 / LARGEST:
         raise ConfigError(where, "names no tier, or a spread that is not above 0.")
     return Learned(
         features=tuple(names), mean=mean, spread=spread, probe=probe, tiers=tiers, digest=digest(found)
@@ -154,8 +159,8 @@ def _fitted(found: Mapping[str, Any], count: int, dimensions: int) -> Fitted:
 
 
 def _figures(found: Sequence[Any], count: int | None) -> tuple[float, ...]:
-    if any(isinstance(one, bool) or not isinstance(one, (int, float)) or not math.isfinite(one) for one in found):
-        raise ValueError("figures that are no finite numbers")
+    if any(isinstance(one, bool) or not isinstance(one, (int, float)) or not abs(one) <= LARGEST for one in found):
+        raise ValueError(f"figures that are no finite numbers, or beyond {LARGEST:.0e}")
     if count is not None and len(found) != count:
         raise ValueError(f"{len(found)} figures where there are {count}")
     return tuple(map(float, found))

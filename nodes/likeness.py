@@ -23,6 +23,8 @@ _OPPOSED: Final = (
 )
 OPPOSED: Final = frozenset(_OPPOSED.split())
 WORD: Final = re.compile(r"\w+")
+DUTY: Final = re.compile(r"\b(?:must|shall|should|ha(?:ve|s) to|required|mandatory)\b")
+SIGN: Final = re.compile(r"[^\w\s.,;:!?'\"()`\u2010-\u201f\u2026-]|(?<!\w)-(?=\d)")  # "$", "%", "<", "C++", "-5"
 _COMMON: Final = (
     "a an the of to in on at for from by with about as into is are was were be been being am do does did done doing "
     "has have had having will would can could should shall may might must i me my mine we us our ours you your yours "
@@ -54,6 +56,9 @@ def marks(text: str) -> list[list[str]]:
         sorted(NEGATION.findall(low)),
         sorted(set(QUESTION.findall(low))),
         sorted(OPPOSED & set(WORD.findall(low))),
+        [str(DUTY.search(low) is not None)],
+        SIGN.findall(low),
+        [word for word in WORD.findall(text) if len(word) > 1 and word.isupper() and word.casefold() in COMMON],  # "US"
         pairs,
     ]
 

@@ -8,6 +8,7 @@ import hashlib
 import io
 import math
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 FORMAT: Final = "mesh.intents/1"
 FILE_BYTES_MAX: Final = 256 * 1024 * 1024
+UNPACKED_BYTES_MAX: Final = 1024 * 1024 * 1024
+LARGEST: Final = 1e6  # of a figure: far beyond any that was fitted, and sums of products stay finite
 ABOUT: Final = "about.json"
 ARRAYS: Final = ("hashes", "idf", "table", "dense", "centres", "probe")
 EMBEDDING_WEIGHT: Final = 1.5  # against 1 for the words and 1 for the letter groups
@@ -32,6 +35,10 @@ PROBE: Final = "What is the balance of my account, and when is the next bill due
 ALIKE: Final = 0.999  # the cosine from which two releases of the embedding are the same
 TINY: Final = 1e-9
 FAR: Final = 60.0  # of a logit: as good as certain
+UNREADABLE: Final = (
+    zipfile.BadZipFile, zlib.error, KeyError, ValueError, TypeError, OSError, EOFError, RuntimeError, MemoryError,
+)  # fmt: skip
+"""What the readers of zip files and arrays raise at bytes that are none, or that claim to be far longer."""
 EVIDENCE: Final = ("certainty", "lead", "likeness", "own_likeness", "unknown")
 
 
@@ -121,8 +128,11 @@ def about(path: Path) -> tuple[About, str]:
 def _told(raw: bytes, name: str) -> tuple[About, str]:
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as packed:
+            unpacked = sum(part.file_size for part in packed.infolist())  # no part gives more than it says
+            if unpacked > UNPACKED_BYTES_MAX:
+                raise ConfigError(name, f"has {unpacked} bytes when unpacked; at most {UNPACKED_BYTES_MAX}.")
             found = orjson.loads(packed.read(ABOUT))
-    except (zipfile.BadZipFile, KeyError, orjson.JSONDecodeError, OSError) as error:
+    except (*UNREADABLE, orjson.JSONDecodeError) as error:
         raise ConfigError(name, "is no file of a fitted classifier.", "Write it by nodes.fitting.") from error
     return _about(found, name), hashlib.sha256(raw).hexdigest()[:16]
 
@@ -142,24 +152,29 @@ def loaded(path: Path, expected: str) -> Linear:
     try:
         with np.load(io.BytesIO(raw), allow_pickle=False) as packed:
             arrays = {name: packed[name] for name in ARRAYS}
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise ConfigError(path.name, f"has no arrays that can be read: {error}") from error
     _must_fit(arrays, len(said.labels), path.name)
     return Linear(said, arrays, path.name)
 
 
 def _must_fit(arrays: Mapping[str, Any], labels: int, name: str) -> None:
-    import numpy as np  # noqa: PLC0415
-
-    count = len(arrays["hashes"])
+    count = getattr(arrays["hashes"], "size", 0)
     shapes = {
         "hashes": (count,), "idf": (count,), "table": (count, labels), "dense": (weights.DIMENSIONS + 1, labels),
         "centres": (labels, weights.DIMENSIONS), "probe": (weights.DIMENSIONS,),
     }  # fmt: skip
     for array, shape in shapes.items():
         found = getattr(arrays[array], "shape", None)
-        if found != shape or not np.isfinite(arrays[array]).all():
+        if found != shape or arrays[array].dtype.kind not in "uf" or not _moderate(arrays[array], array):
             raise ConfigError(name, f"its array {array} is {found}, not {shape} of finite numbers.", "Fit it anew.")
+    if not (arrays["idf"] > 0).all():
+        raise ConfigError(name, "its array idf has weights that are not above 0.", "Fit it anew.")
+
+
+def _moderate(array: "NDArray[Any]", name: str) -> bool:
+    """Whether its figures are finite, and of a size that was ever fitted."""
+    return float(abs(array).max(initial=0)) <= (2**32 if name == "hashes" else LARGEST)  # false of a NaN
 
 
 def write(path: Path, said: About, arrays: Mapping[str, "NDArray[Any]"]) -> None:
@@ -203,6 +218,7 @@ def _about(found: Any, where: str) -> About:
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(where, f"its {ABOUT} cannot be used: {error}") from error
     figures = (said.temperature, *said.weights, said.bias, said.floor)
-    if len(labels) < 2 or len(own) != len(EVIDENCE) or not all(map(math.isfinite, figures)):
-        raise ConfigError(where, f"its {ABOUT} names fewer than two labels, or figures that are none.")
+    usable = all(abs(figure) <= LARGEST for figure in figures) and said.temperature > 0
+    if len(set(labels)) < max(2, len(labels)) or len(own) != len(EVIDENCE) or not usable:
+        raise ConfigError(where, f"its {ABOUT} names fewer than two labels, one twice, or figures that are none.")
     return said

@@ -1,7 +1,7 @@
 """One call of a model tier."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from mesh.node import Demand
@@ -40,6 +40,8 @@ class Model(Caller):
         overridable: where a person asks for a stronger answer than this tier's (the hint `escalate`), the node calls
             nothing and ends as `overridden`: lead that to a stronger tier, or to a person. Where the graph has neither
             (an optional tier that is not configured) it answers, and its hop notes `override_unmet`.
+        unproven: its answer is held, and where a cap, the deadline or a failure ends the traversal before a validator
+            or a person has passed it, it is not given as the best answer so far.
 
     Raises:
         ValueError: no tier, or a bound below 1.
@@ -56,6 +58,7 @@ class Model(Caller):
     clamp: bool = field(default=False, kw_only=True)
     logprobs: bool = field(default=False, kw_only=True)
     overridable: bool = field(default=False, kw_only=True)
+    unproven: bool = field(default=False, kw_only=True)
 
     kind: ClassVar[Kind] = Kind.MODEL
 
@@ -66,6 +69,8 @@ class Model(Caller):
             raise ValueError(
                 f"Model({self.tier!r}, attempts={self.attempts}, max_tokens={self.max_tokens}): both are 1 or more"
             )
+        if self.unproven:
+            object.__setattr__(self, "stream", False)
 
     @property
     def outcomes(self) -> frozenset[str]:
@@ -94,6 +99,8 @@ class Model(Caller):
             clamp=self.clamp,
         )
         answer = hop.answer(self.tier, reply)
+        if self.unproven:
+            answer = replace(answer, unproven=True)
         if reply.finish_reason == "content_filter":
             # What has gone out cannot be taken back, and no fallback may follow it.
             went_out = stream and bool(answer.text)

@@ -11,7 +11,7 @@ from typing import Final
 
 # Each pattern begins with a set of characters, which the engine scans for in C. A lookbehind in front would stop that,
 # so what may stand before is asked behind the first character.
-EMAIL: Final = re.compile(r"[\w.+%-](?<![\w.+%-].)[\w.+%-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-])")
+EMAIL: Final = re.compile(r"[\w.+%-](?<![\w.+%-].)[\w.+%-]{0,63}@(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,24}(?![\w-])")
 CARD: Final = re.compile(r"[0-9](?<![\w.].)(?:[ -]?[0-9]){11,18}(?![\w-])")
 PHONE: Final = re.compile(
     r"[+(0-9](?<![\w.,/:+$-].)[0-9]{0,13}\)?(?:(?:[ .-]{1,2}\(?|(?<=\)))[0-9]{1,7}\)?){0,7}"
@@ -192,6 +192,12 @@ FINDERS: Final[Mapping[str, Callable[[str], Iterator[str]]]] = {
 """How each kind is found. `secret` is an access key or private key: not personal, but never to be sent on either."""
 
 
+ALIKE: Final = str.maketrans(
+    "\u00a0\u2007\u2009\u202f\u3000\u2010\u2011\u2012\u2013\u2212\uff20\uff0e\uff0d\uff0b\uff10\uff11\uff12\uff13\uff14\uff15\uff16\uff17\uff18\uff19",
+    "     -----@.-+0123456789",
+)
+"""Spaces, hyphens and digits of typesetters and East Asian keyboards, by what they stand for: one character each."""
+
 NUMBERS: Final = frozenset({"card", "iban", "ip", "licence", "phone", "ssn"})
 DIGIT: Final = re.compile("[0-9]")
 
@@ -205,7 +211,25 @@ def findings(text: str, kinds: tuple[str, ...]) -> dict[str, int]:
 
 
 def values(text: str, kinds: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """(kind, what was found) of each finding, kind by kind. Never to be kept."""
+    """(kind, what was found) of each finding, kind by kind, as it stands in the text. Never to be kept."""
+    if not text.isascii() and (usual := text.translate(ALIKE)) != text:
+        for kind, found in dict.fromkeys(_values(usual, kinds)):
+            yield from ((kind, written) for written in _written(text, usual, found))
+    else:
+        yield from _values(text, kinds)
+
+
+def _written(text: str, usual: str, found: str) -> dict[str, None]:
+    """The ways in which the text writes what was found, in their order."""
+    ways: dict[str, None] = {}
+    start = usual.find(found)
+    while start >= 0:
+        ways[text[start : start + len(found)]] = None
+        start = usual.find(found, start + len(found))
+    return ways
+
+
+def _values(text: str, kinds: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     taken: list[str] = []
     plain = DIGIT.search(text) is None and text.count(":") < COLONS  # nearly every prompt: one search for five
     for kind in kinds:

@@ -32,9 +32,9 @@ class Redact(Node):
     """Put typed placeholders, like `[EMAIL_1]`, where personal data stands. Outcomes: `redacted`, `clean`.
 
     From here on every node and every tier sees the request with placeholders: all messages, the arguments of tool calls
-    in them, and the further fields. The same value has the same placeholder everywhere. In what the caller gets they
-    are put back; until then answers hold placeholders too, so that a judge behind it sends no more than the model saw.
-    A reply with something to put back is held until it is whole, and then given in one piece.
+    in them, and the further fields, names of members too. The same value has the same placeholder everywhere. In what
+    the caller gets they are put back; until then answers hold placeholders too, so that a judge behind it sends no more
+    than the model saw. A reply with something to put back is held until it is whole, and then given in one piece.
 
     What stands for what is kept in the traversal's state, in memory, and in no record. Kinds: as `PII`; of private keys
     the whole block. Names and street addresses are not found, nor is what is no text (`redacted_unread`). Signals:

@@ -135,7 +135,7 @@ def served(
         pages=TraversalPages(store, wait_s=wait_s),
         budgets=BudgetPages(ledger, tenancy),
         tenancy=tenancy,
-        idempotency=Idempotency(kept, ledger, lease_us=lease_us),
+        idempotency=Idempotency(kept, ledger, lease_us=lease_us, queued=desk.has),
         metrics=metrics,
         readiness=Readiness(
             meshes,

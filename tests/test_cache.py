@@ -17,6 +17,7 @@ from mesh.clock import SystemClock
 from mesh.engine import Mesh
 from mesh.errors import StoreError
 from mesh.graph import END, START, Graph
+from mesh.near import Vectors
 from mesh.providers.scripted import Scripted
 from mesh.run import Meta
 from mesh.state import Hints, request_of
@@ -27,7 +28,7 @@ from mesh.store.open import open_contents
 from mesh.store.sqlite_contents import SqliteContents
 from mesh.testing import FakeClock, run, scripted_mesh, spec_of
 from mesh.vocabulary import AttemptStatus, Ended, Priority, Privacy, Purpose
-from nodes import PII, Cache, Checks, Length, Model, Redact, Regex, Remember, Respond
+from nodes import PII, Cache, Checks, Length, Model, Redact, Regex, Remember, Respond, Rules, when
 from nodes.likeness import agreed, content_words, marks
 from nodes.weights import embed
 from tests.api_server import served
@@ -190,8 +191,30 @@ def test_another_version_of_anything_begins_anew(change):
 
 def test_answers_may_be_kept_for_each_user_alone():
     mesh = mesh_of(cached(Cache(per_user=True)))
-    asks = [{"user": "ann"}, {"user": "ben"}, {"user": "ann"}, {"user": None}]
-    assert texts(mesh, *asks) == ["one", "two", "one", "three"]
+    asks = [{"user": "ann"}, {"user": "ben"}, {"user": "ann"}, {"user": None}, {"user": None}]
+    assert texts(mesh, *asks) == ["one", "two", "one", "three", "four"], "who names no user may be anybody"
+
+
+def test_hints_that_lead_a_request_through_its_graph_make_another_one():
+    cache, graph = Cache(), Graph("teams")
+    graph.add_node("screen", PII())
+    graph.add_node("cached", cache)
+    graph.add_node("team", Rules((("hr", when("hint.tags.team").is_("hr")),), otherwise="others"))
+    graph.add_node("hr", Model("large", task="For HR."))
+    graph.add_node("others", Model("large"))
+    graph.add_node("check", Length(min_chars=1))
+    graph.add_node("remember", Remember(cache=cache))
+    graph.add_edge(START, "screen")
+    graph.add_edge("screen", "cached")
+    graph.add_edge("cached", END, on="hit")
+    graph.add_edge("cached", "team", on="miss")
+    for team in ("hr", "others"):
+        graph.add_edge("team", team, on=team)
+        graph.add_edge(team, "check")
+    graph.add_edge("check", "remember")
+    graph.add_edge("remember", END)
+    asks = [{"hints": Hints(tags=tags)} for tags in ({"team": "hr"}, {}, {"team": "hr", "x": "y"}, {"x": "z"})]
+    assert texts(mesh_of(graph), *asks) == ["one", "two", "one", "two"]
 
 
 def test_an_answer_ends_when_its_time_is_over():
@@ -333,6 +356,11 @@ def test_without_its_store_a_cache_is_a_miss_and_no_failure():
         ("Is Rome bigger than Milan?", "Is Milan bigger than Rome?", False),
         ("Which plug do I need in Finland?", "Which plug do I need in England?", False),
         ("How do I enable roaming?", "How do I disable roaming?", False),
+        ("Is a discount of 5% fine?", "Is a discount of 5\u20ac fine?", False),
+        ("Is x > 5 allowed?", "Is x < 5 allowed?", False),
+        ("Must I register a visitor?", "Can I register a visitor?", False),
+        ("Can we ship parcels to the US?", "Can we ship parcels to us?", False),
+        ("Is -5 degrees fine for it?", "Is 5 degrees fine for it?", False),
     ],
 )
 def test_likeness_serves_other_words_and_not_other_questions(first, second, hit):
@@ -549,6 +577,14 @@ def told(store, clock) -> list[object]:
 def test_content_in_memory_is_as_content_in_a_file(tmp_path):
     clocks = Turned(), Turned()
     assert told(MemoryContents(clocks[0]), clocks[0]) == told(SqliteContents(tmp_path, clocks[1]), clocks[1])
+
+
+def test_a_place_with_one_question_takes_the_room_of_one():
+    vectors = Vectors()
+    for count, rows in ((1, 1), (2, 2), (3, 4)):
+        vectors.add(str(count), embed(["Hello."])[0])
+        assert vectors._matrix is not None
+        assert len(vectors._matrix) == rows
 
 
 def test_memory_is_bounded_for_each_tenant_and_for_all():

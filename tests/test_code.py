@@ -56,6 +56,13 @@ def test_blocks_are_read_as_they_are_fenced():
     assert blocks_of("`inline` and ```not a fence``` here") == []
 
 
+@pytest.mark.parametrize("line", ["```" + " " * 200_000 + "`", "`" * 200_000 + " `", "~" * 200_000 + "`"])
+def test_a_long_line_that_is_no_fence_takes_no_time(line):
+    began = time.perf_counter()
+    assert blocks_of(line) == []
+    assert time.perf_counter() - began < 5  # minutes, if each space were tried
+
+
 @pytest.mark.parametrize(
     ("text", "outcome", "because"),
     [
@@ -463,6 +470,7 @@ jail.main()
     [
         ("jail._scratch = lambda libc: None", Trial.PASSED),  # no user namespaces
         ("jail._landlock = refuse", Trial.REFUSED),
+        ("jail.TRUNCATE_ABI = 99", Trial.REFUSED),  # a Landlock that does not know truncate
         ("jail._seccomp = refuse", Trial.REFUSED),
         ("jail.platform.machine = lambda: 'riscv64'", Trial.REFUSED),
         ("jail.sys.platform = 'darwin'", Trial.REFUSED),
@@ -502,7 +510,7 @@ def filtered(machine, number, arguments=(), arch=None):
 @pytest.mark.parametrize("machine", sorted(CALLS))
 def test_only_listed_calls_pass_the_filter(machine):
     allowed = {number for number in range(600) if filtered(machine, number) == ALLOW}
-    fcntl, ioctl, sendto = {"x86_64": (72, 16, 44), "aarch64": (25, 29, 206)}[machine]
+    fcntl, ioctl, sendto, pair = {"x86_64": (72, 16, 44, 53), "aarch64": (25, 29, 206, 199)}[machine]
     assert allowed == {*CALLS[machine], fcntl, sendto}  # F_DUPFD is 0, and so is no address
     assert {filtered(machine, number) for number in set(range(600)) - allowed} == {REFUSE}
     assert filtered(machine, fcntl, (3, 8, 1)) == REFUSE
@@ -510,6 +518,8 @@ def test_only_listed_calls_pass_the_filter(machine):
     assert filtered(machine, ioctl, (3, 0x8901)) == REFUSE
     assert filtered(machine, sendto, (3, 0, 0, 0, 1 << 32)) == REFUSE
     assert filtered(machine, sendto, (3, 0, 0, 0, 1)) == REFUSE
+    assert filtered(machine, pair, (1, 1)) == ALLOW
+    assert filtered(machine, pair, (30, 1)) == REFUSE  # AF_TIPC: not even its module is loaded
     assert filtered(machine, X32_BIT | 1) == KILL
     assert filtered(machine, 0, arch=0x40000003) == KILL
 

@@ -242,7 +242,7 @@ def test_the_closest_curve_is_taken():
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0.01, 20), st.floats(-20, 20))
 def test_curves_never_fall_and_stay_probabilities(one, other, a, b):
     low, high = sorted((one, other))
-    for curve in (Platt(a, b), Isotonic((0.1, 0.5, 0.7), (0.2, 0.2, 0.9))):
+    for curve in (Platt(a, b), Platt(a * 1e6, b), Isotonic((0.1, 0.5, 0.7), (0.2, 0.2, 0.9))):
         assert 0 <= curve(low) <= curve(high) <= 1
 
 

@@ -25,11 +25,12 @@ from mesh.graph import END, START, Graph
 from mesh.providers.scripted import Scripted
 from mesh.serve import job_runner, register
 from mesh.serve.http import send_json
+from mesh.serve.idempotency import Kept
 from mesh.serve.job_desk import telling
 from mesh.serve.job_runner import JobRunner, Pace
 from mesh.serve.jobs import HOUR_US
 from mesh.serve.webhook import Webhook, signature_of
-from mesh.store.contents import Whose, forget
+from mesh.store.contents import Whose, as_kept, forget
 from mesh.store.job_content import Asked, content_of
 from mesh.store.jobs import Job
 from mesh.store.open import open_contents, open_jobs
@@ -349,10 +350,23 @@ def test_one_idempotency_key_is_one_job(waiting):
     assert len(waiting.get("/mesh/jobs").body["data"]) == before + 1
 
 
+def test_a_replica_that_dies_when_it_has_queued_a_request_with_a_key_leaves_one_job(waiting):
+    body = {"model": "one", "messages": [{"role": "user", "content": "hi"}], "mesh": {"when": "batch"}}
+    fetched(waiting.mesh.url + CHAT, None, body, idempotency_key="killed")
+    before = len(waiting.get("/mesh/jobs").body["data"])
+    contents = waiting.mesh.contents
+    found = contents.get("local", Purpose.IDEMPOTENCY, "killed")
+    running = Kept(state="running", fingerprint=Kept.of(found.data).fingerprint, lease_until_us=1)
+    assert contents.swap(replace(found, data=running.packed()))  # it died before it had kept its reply
+    again = fetched(waiting.mesh.url + CHAT, None, body, idempotency_key="killed")
+    assert again.failed == (409, "idempotency_interrupted")
+    assert len(waiting.get("/mesh/jobs").body["data"]) == before
+
+
 def test_what_is_forgotten_is_not_run(tmp_path):
     with standing(tmp_path, NEVER) as stand:
-        forgotten, other = stand.queue(user="ann", text=CANARY), stand.queue(user="bob")
-        whose = Whose(user="ann")
+        forgotten, other = stand.queue(user=f"ann\n{'n' * 200}", text=CANARY), stand.queue(user="bob")
+        whose = Whose(user=as_kept(f"ann\n{'n' * 200}"))
         assert asyncio.run(forget(stand.mesh.contents, stand.book, whose, "ada")) == 1
     with standing(tmp_path) as stand:
         assert stand.ended(forgotten)["outcome"] == "forgotten"

@@ -13,7 +13,7 @@ from mesh.errors import RequestError
 from mesh.store.jobs import MAX_LOST, End, Job, JobStore, Wanted
 from mesh.store.open import open_jobs
 from mesh.store.sql_jobs import SqlJobs
-from mesh.store.sqlite_jobs import SqliteTables
+from mesh.store.sqlite_jobs import sqlite_jobs
 from mesh.units import US_PER_S
 from mesh.vocabulary import JobState
 
@@ -30,7 +30,7 @@ class SqliteStand:
     moment: datetime = field(default=datetime(2026, 11, 22, 12, tzinfo=UTC))
 
     def open(self) -> JobStore:
-        return SqlJobs(SqliteTables(self.folder, self))
+        return SqlJobs(sqlite_jobs(self.folder, self))
 
     def wall(self) -> datetime:
         return self.moment

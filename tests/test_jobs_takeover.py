@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ from budgets.open import ledger_url, open_ledger
 from mesh.catalogue import Catalogue
 from mesh.clock import SystemClock
 from mesh.engine.mesh import Finished, Mesh
+from mesh.errors import StoreError
 from mesh.providers.scripted import Scripted, ScriptedProvider
-from mesh.serve.job_calls import Calls, Notes
-from mesh.serve.job_runner import Pace
+from mesh.serve.http import send_json
+from mesh.serve.job_calls import Calls, Note, Notes
+from mesh.serve.job_runner import JobRunner, Pace
 from mesh.state import request_of
 from mesh.store.contents import ContentStore
-from mesh.store.job_content import notes_of
+from mesh.store.job_content import Asked, content_of, notes_of
 from mesh.store.jobs import Job, JobStore
 from mesh.store.open import open_contents, open_jobs
 from mesh.store.sqlite import SqliteStore
@@ -351,3 +354,68 @@ def test_no_call_begins_under_a_lease_that_is_over(desk):
         assert calls.leaving
 
     asyncio.run(asyncio.wait_for(work(), 10))
+
+
+def test_calls_that_end_at_once_are_all_noted(desk):
+    """Else the next try would make, and pay, again what is not."""
+
+    swap = desk.contents.swap
+
+    def slowly(content: Any) -> bool:
+        time.sleep(0.01)
+        return bool(swap(content))
+
+    async def work() -> dict[str, Any]:
+        notes = Notes(desk.contents, notes_of(JOB, None), 10**12)
+        await notes.read()
+        desk.contents.swap = slowly
+        await asyncio.gather(*(notes.add(f"r:{n}:1", Note(asked=str(n), came={"usage": None})) for n in range(4)))
+        after = Notes(desk.contents, notes_of(JOB, None), 10**12)
+        await after.read()
+        return {f"r:{n}:1": after.of(f"r:{n}:1") for n in range(4)}
+
+    found = asyncio.run(work())
+    assert [name for name, note in found.items() if note is None] == []
+
+
+def test_a_replica_that_gets_its_own_lost_job_again_leaves_the_try_before(tmp_path, monkeypatch):
+    """Its lease had ended while the store was away."""
+
+    async def work() -> tuple[list[int], int, Job | None]:
+        jobs, contents = open_jobs(None, tmp_path), open_contents(None, tmp_path)
+        job = Job(id="job-r", tenant="acme", request_id="r", model="one", begin_by_us=10**12, expires_us=10**12)
+        contents.put(content_of(job, Asked(body=b"{}", seed=1, headers={}).packed()), 10**12)
+        jobs.put(job, 1)
+        pace = Pace(at_once=2, quiet_us=0, look_s=0.02, lease_us=US_PER_S // 5)
+        runner = JobRunner(jobs, contents, SystemClock(), owner="a", pace=pace)
+        tries: list[int] = []
+        renew, ends = jobs.renew, asyncio.Event()
+
+        def away(job: Job, lease_us: int) -> bool:
+            if job.epoch == 1:
+                raise StoreError("jobs.db", "is away.")
+            return renew(job, lease_us)
+
+        monkeypatch.setattr(jobs, "renew", away)
+
+        async def answer(send: Any, job: Job, asked: Asked, calls: Calls) -> str:
+            tries.append(job.epoch)
+            await (asyncio.sleep(60) if job.epoch == 1 else ends.wait())
+            await send_json(send, 200, {})
+            return "ok"
+
+        runner.start(answer)
+        while len(tries) < 2:  # noqa: ASYNC110 -- the other tasks of this loop make them
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.2)
+        running = runner.running
+        ends.set()
+        await runner.drain()
+        await runner.stop()
+        assert runner.running == 0
+        return tries, running, jobs.get("job-r")
+
+    tries, running, job = asyncio.run(asyncio.wait_for(work(), 6))
+    assert (tries, running) == ([1, 2], 1)
+    assert job is not None
+    assert job.state == "done"

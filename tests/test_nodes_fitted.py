@@ -16,7 +16,7 @@ from mesh.errors import ConfigError
 from mesh.state import State, request_of
 from mesh.testing import run, scripted_mesh
 from mesh.vocabulary import Cause, Ended, Reason
-from nodes import Dispatch, FittedTask, Model, Predict, Prior, Respond
+from nodes import Dispatch, FittedTask, Model, Predict, Prior, Respond, linear
 from nodes.features import FEATURES, features
 from nodes.fitting import Fitted, fit
 from nodes.labels import label_set
@@ -147,6 +147,55 @@ def test_a_file_that_cannot_be_used_says_what(file, name, content, words):
         FittedTask(file).warm()
 
 
+def array(*values, shape=None, dtype="<f4") -> bytes:
+    """A numpy file that claims to be of this shape, and holds these values."""
+    import numpy as np
+
+    buffer, held = io.BytesIO(), np.array(values, dtype)
+    form = {"descr": dtype, "fortran_order": False, "shape": held.shape if shape is None else shape}
+    np.lib.format.write_array_header_1_0(buffer, form)
+    return buffer.getvalue() + held.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("hashes.npy", array(1, shape=(10**15,)), "no arrays"),
+        ("hashes.npy", array(7, shape=()), "its array"),
+        ("probe.npy", array(*["a"] * 256, dtype="<U1"), "its array probe"),
+        ("probe.npy", array(*[1e30] * 256), "its array probe"),
+        ("probe.npy", array(*[float("nan")] * 256, dtype="<f2"), "its array probe"),
+        ("probe.npy", array(*[float("inf")] * 256, dtype="<f2"), "its array probe"),
+        ("junk", bytes(2_000_000), "when unpacked"),
+    ],
+)
+def test_a_hostile_file_is_refused_before_it_takes_memory(file, monkeypatch, name, content, words):
+    monkeypatch.setattr(linear, "UNPACKED_BYTES_MAX", 2_000_000)
+    with zipfile.ZipFile(file) as packed:
+        assert sum(part.file_size for part in packed.infolist()) < linear.UNPACKED_BYTES_MAX
+    broken(file, name, content)
+    with pytest.raises(ConfigError, match=words):
+        FittedTask(file).warm()
+
+
+def test_a_part_that_lies_about_its_packing_or_is_locked_is_refused(file):
+    raw = bytearray(file.read_bytes())
+    at = raw.rindex(b"PK\x01\x02", 0, raw.rindex(ARRAYS[0].encode()))
+    for offset, value in ((8, 1), (10, 99)):  # encrypted; packed in a way that nobody knows
+        file.write_bytes(bytes(raw[: at + offset]) + bytes([value]) + bytes(raw[at + offset + 1 :]))
+        with pytest.raises(ConfigError):
+            FittedTask(file).warm()
+
+
+@pytest.mark.parametrize("changed", [{"temperature": -1.0}, {"labels": ["a", "a"]}, {"bias": 1e300}])
+def test_figures_that_would_make_every_label_certain_are_refused(file, changed):
+    with zipfile.ZipFile(file) as packed:
+        said = orjson.loads(packed.read(ABOUT))
+    broken(file, ABOUT, orjson.dumps(said | changed))
+    with pytest.raises(ConfigError, match="figures that are none"):
+        FittedTask(file)
+
+
 def test_another_embedding_and_a_missing_file_are_refused(file, fitted, tmp_path):
     write(file, fitted.about, {**fitted.arrays, "probe": -fitted.arrays["probe"]})
     with pytest.raises(ConfigError, match="another release"):
@@ -240,6 +289,10 @@ def test_without_a_file_it_is_a_cold_start_and_says_so(tmp_path):
         ({"tiers": {"light": {"bias": 0, "weights": [1, 1]}}}, "one curve"),
         ({"tiers": {"light": {"bias": True, "weights": [1, 1], "platt": {"a": 1, "b": 0}}}}, "no finite numbers"),
         ({"probe": [1.0]}, "a probe of 1"),
+        ({"mean": [1e300, 0]}, "beyond 1e"),
+        ({"spread": [1.0, 1e-300]}, "not above 0"),
+        ({"tiers": {"light": {"bias": 0, "weights": [1, 1], "platt": {"a": "x", "b": 0}}}}, "cannot be used"),
+        ({"tiers": {"light": 5}}, "cannot be used"),
     ],
 )
 def test_a_predictor_that_cannot_be_used_says_what(tmp_path, changes, words):

@@ -122,6 +122,36 @@ def test_a_hostile_schema_costs_little_and_leaves_it_at_json(schema):
     assert judged(Structured(), "not json", asked) == ("invalid", Cause.NOT_JSON), outcome
 
 
+@pytest.mark.parametrize(
+    ("schema", "value", "fit"),
+    [
+        ({"uniqueItems": True}, [{"n": n} for n in range(4_000)], Fit.FITS),
+        ({"uniqueItems": True}, [{"n": n} for n in range(100_000)], Fit.UNJUDGED),
+        ({"items": {"items": {"enum": [1] * 16_000}}}, [[1.5] * 2_000], Fit.BREAKS),
+        ({"items": {"not": {"enum": [2] * 16_000}}}, [1] * 5_000, Fit.UNJUDGED),
+        ({"$defs": {"c": {"const": [1] * 5_000}}, "allOf": [{"$ref": "#/$defs/c"}] * 900}, [1] * 5_000, Fit.UNJUDGED),
+        ({"prefixItems": [{}] * 8_000}, [0] * 8_000, Fit.UNJUDGED),
+        ({"prefixItems": [True] * 5_000}, [0] * 5_000, Fit.UNJUDGED),
+    ],
+)
+def test_what_compares_much_counts_as_many_steps(schema, value, fit):
+    began = time.perf_counter()
+    assert fits(schema, value) is fit
+    assert time.perf_counter() - began < 3  # up to a minute, if each comparison were one step
+
+
+@pytest.mark.parametrize(
+    "items", [[1, 1.0], [True, 1], [0, False], [{"a": 1, "b": [2.0]}, {"b": [2], "a": 1}], ["1", 1], [[], {}], [1, 1]]
+)
+def test_items_are_unique_as_jsonschema_has_it(items):
+    from jsonschema import Draft202012Validator
+
+    schema = {"uniqueItems": True}
+    wanted = Fit.FITS if Draft202012Validator(schema).is_valid(items) else Fit.BREAKS
+    assert fits(schema, items) is wanted
+    assert fits({"uniqueItems": False}, items) is Fit.FITS
+
+
 def test_a_clients_pattern_runs_in_linear_time():
     schema = {"type": "string", "pattern": "^(a+)+$"}
     began = time.perf_counter()

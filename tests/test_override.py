@@ -175,13 +175,19 @@ def test_a_person_answers_where_the_graph_declares_one():
 
 def test_what_the_first_request_demanded_still_holds_and_may_be_narrowed_further():
     had = {"privacy": "private", "allow": ["a", "b", "c"], "deny": ["d"], "quality_floor": 0.5}
+    had |= {"risk": "high", "max_cost_nusd": 2_500_000}
     record = {"request_id": "r1", "session": "s", "workflow": None, "task": None, "region": "eu", "hints": had}
+    record["priority"] = "private"
     wide = {"privacy": "public", "allow": ["b", "c", "z"], "deny": ["e"], "region": "us", "quality_floor": 0.1}
+    wide |= {"risk": "low", "max_cost_usd": "1", "priority": "fastest"}
     made = narrowed(record, wide)
     assert made == {
         "privacy": Privacy.PRIVATE, "allow": ["b", "c"], "deny": ["d", "e"], "region": "eu", "quality_floor": 0.5,
-        "session": "s", "escalate": True, "retry_of": "r1",
+        "session": "s", "escalate": True, "retry_of": "r1", "risk": "high", "max_cost_usd": "0.0025",
+        "priority": "private",
     }  # fmt: skip
+    assert narrowed(record, {"max_cost_usd": "0.001"})["max_cost_usd"] == "0.001"
+    assert narrowed({**record, "priority": "best"}, {"priority": "fastest"})["priority"] == "fastest"
     assert narrowed(record, {"privacy": "local"})["privacy"] == Privacy.LOCAL
     assert narrowed(record, None)["allow"] == ["a", "b", "c"]
     with pytest.raises(Exception, match="none of them"):

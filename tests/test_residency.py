@@ -39,6 +39,11 @@ PICTURE = [
         "content": [{"type": "text", "text": EASY}, {"type": "image_url", "image_url": {"url": "data:image/png,x"}}],
     }
 ]
+CAPTIONED = [  # a text in a part makes no text of a picture, or of sound
+    {"role": "user", "content": [{"type": "image_url", "text": EASY, "image_url": {"url": "data:image/png,x"}}]},
+    {"role": "user", "content": [{"type": "text", "text": HARD, "file": {"file_data": "x"}}]},
+    {"role": "user", "content": [{"type": "input_audio", "text": HARD, "input_audio": {"data": "x", "format": "wav"}}]},
+]
 REGIONS = {"europe-contract": "eu", "contract": "us", "europe": "eu", "europe-2": "eu", "premium": "us"}
 CLASSES = {"light": Privacy.LOCAL, "europe-contract": Privacy.PRIVATE, "contract": Privacy.PRIVATE}
 TIERS = ("light", "europe-contract", "contract", "europe", "europe-2", "premium")
@@ -164,7 +169,9 @@ WISHES = st.fixed_dictionaries(
     }
 )
 TROUBLE = st.fixed_dictionaries({tier: st.sampled_from(LINES) for tier in TIERS})
-ASKS = st.sampled_from([EASY, HARD, PERSONAL, f"Write to {MAIL}", PICTURE])
+ASKS = st.sampled_from(
+    [EASY, HARD, PERSONAL, f"Write to {MAIL}", PICTURE, CAPTIONED[:1], CAPTIONED[1:2], CAPTIONED[2:]]
+)
 
 
 @settings(max_examples=60)
@@ -216,7 +223,7 @@ def test_of_a_tier_in_two_places_only_the_one_in_the_region_is_called():
 
 
 @pytest.mark.parametrize("tier", TIERS)
-@pytest.mark.parametrize("ask", [HARD, PERSONAL, PICTURE], ids=["plain", "personal", "picture"])
+@pytest.mark.parametrize("ask", [HARD, PERSONAL, PICTURE, CAPTIONED], ids=["plain", "personal", "picture", "captioned"])
 def test_pinning_a_tier_relaxes_nothing(tier, ask):
     served, _ = gate([graph], mesh_of().door.catalogue)
     pinned = next(one for one in served if one.name == f"residency/{tier}")

@@ -7,11 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from budgets.keys import hash_of, public_of
 from mesh.graph import END, START, Graph
 from mesh.retries import BITS, Footprint, Retry, print_of, similarity
+from mesh.run import Meta
 from mesh.session import Turn
+from mesh.state import request_of
 from mesh.store.open import open_turns
-from mesh.vocabulary import Cause, RetriedBy
+from mesh.testing import run, scripted_mesh
+from mesh.vocabulary import Cause, RetriedBy, Role
 from nodes import Model, Retried
 from tests.graphs_for_tests import pinned_one
 from tests.tenants import House, fetched, house
@@ -196,6 +200,29 @@ def test_what_was_asked_is_nowhere_in_the_table(tmp_path):
         found = b"".join(path.read_bytes() for path in tmp_path.glob("turns.db*"))
     assert b"u1" in found
     assert b"canary" not in found
+
+
+def test_a_print_cannot_be_made_again_from_what_is_kept(tmp_path):
+    """Whoever has the store has the tenant, the user and guesses, but no key: else each guess could be tried."""
+    with house(tmp_path, f"sqlite://{tmp_path}/ledger.sqlite3", [pinned_one()], {"small": "hi"}) as at:
+        key = at.tenant("acme")
+        other, text = at.key("acme", Role.TENANT), "my password is hunter"
+        at.hears_of(other)
+        first = at.record(at.ask(key, text, user="u1"), key)
+        kept = open_turns(None, tmp_path).recent("acme", None, "u1", 60_000_000)
+        for guessed in ("", public_of(key), hash_of(key)):
+            assert similarity(kept[0].print, print_of(text, ("acme", "user", "u1", guessed))) < 0.35
+        again, elsewhere = (at.record(at.ask(one, text, user="u1"), one) for one in (key, other))
+    assert (again["retry"]["of"], elsewhere["retry"]) == (first["request_id"], None)
+
+
+def test_without_its_callers_key_a_request_leaves_no_print():
+    mesh = scripted_mesh(pinned_one(), {"small": "hi"})
+    left = []
+    for key in (None, "k"):
+        work = mesh.traverse(request_of("what is the time"), started_us=0, meta=Meta(user="u1", print_key=key))
+        left.append(run(work).traversal.footprint.turn.print)
+    assert left == [b"", print_of("what is the time", ("local", "user", "u1", "k"))]
 
 
 def test_a_wrong_number_is_refused_when_it_is_written():

@@ -232,7 +232,8 @@ def test_what_a_run_is_made_of_is_kept_or_made_anew():
         "cause", "delivered", "content_tokens", "steps_limited", "now_us",
     }  # fmt: skip
     assert {one.name for one in fields(Run)} == kept & {one.name for one in fields(Run)} | anew
-    assert {one.name for one in fields(Meta)} - kept == {"payer", "at_us", "steps_limited"}  # who pays now, and when
+    # who pays now, and when; what only the caller's key tells is kept nowhere
+    assert {one.name for one in fields(Meta)} - kept == {"payer", "at_us", "steps_limited", "print_key"}
 
 
 # -- limits ------------------------------------------------------------------------------------------------------------
@@ -552,3 +553,99 @@ def test_what_is_due_and_began_in_another_version_is_given_up_and_says_so(tmp_pa
     review = changed.reviews.rows.get(str(waits.review_id))
     assert (review.state, review.outcome) == (Reviewed.EXPIRED, "error")
     assert asyncio.run(changed.reviews.reply(review))["error"]["code"] == "review_version"
+
+
+# -- what a fault leaves behind ----------------------------------------------------------------------------------------
+
+
+def test_a_reply_that_comes_while_its_user_is_forgotten_is_not_kept(tmp_path):
+    reviews = kept_at(tmp_path)
+    end, whose = reviews.rows.end, Whose(user="ann")
+
+    def forgotten_meanwhile(review, how):
+        reviews.rows.forget(whose)
+        reviews.contents.forget(whose)
+        reviews.contents.put(reviews._content(review, "reply", b"what was paid for"), 10**12)  # a moment later
+        return end(review, how)
+
+    async def judged():
+        mesh = mesh_of(desk(), reviews)
+        told = await mesh.ask("hello", meta=Meta(user="ann"))
+        reviews.rows.end = forgotten_meanwhile
+        await mesh.resume(told.review_id, "approved")
+
+    asyncio.run(judged())
+    assert reviews.contents.keys(Purpose.REVIEW) == set()
+
+
+def test_what_was_written_goes_with_the_claim_that_is_given_back(tmp_path):
+    waits = asyncio.run(mesh_of(desk(), kept_at(tmp_path)).ask("hello"))
+    other = mesh_of(desk(replace(CAP, hops=11)), kept_at(tmp_path))
+    with pytest.raises(RequestError, match="It began in version"):
+        asyncio.run(other.resume(waits.review_id, "rewritten", text="What I think."))
+    assert other.reviews.contents.keys(Purpose.REVIEW) == {("local", waits.review_id)}
+
+
+def test_a_question_that_is_asked_again_when_it_was_answered_leaves_nothing(tmp_path):
+    """A batch job whose replica died behind the question is begun again."""
+    mesh = mesh_of(desk(), kept_at(tmp_path))
+    waits = asyncio.run(mesh.ask("hello"))
+    review = mesh.reviews.rows.get(waits.review_id)
+    asyncio.run(mesh.resume(waits.review_id, "approved"))
+    again = asyncio.run(mesh.reviews.open(review, {"again": 1}, 10**12))
+    assert again.state is Reviewed.DONE
+    assert mesh.reviews.contents.keys(Purpose.REVIEW) == {("local", f"{waits.review_id}:reply")}
+
+
+def test_what_a_request_cost_is_told_though_its_question_could_not_be_kept(tmp_path):
+    sink, reviews = RecordingSink(), kept_at(tmp_path)
+
+    def away(*_):
+        raise StoreError("reviews.db", "is away.")
+
+    reviews.rows.put = away
+    with pytest.raises(StoreError):
+        asyncio.run(mesh_of(desk(), reviews, record=sink).ask("hello"))
+    [record] = sink.records
+    assert (record.outcome, record.hops[0].node) == ("error", "small")
+    assert record.cost_nusd > 0
+
+
+def test_what_another_version_of_the_program_kept_is_not_shown(tmp_path):
+    mesh = mesh_of(desk(), kept_at(tmp_path))
+    waits = asyncio.run(mesh.ask("hello"))
+    saved = asyncio.run(mesh.reviews.saved(mesh.reviews.rows.get(waits.review_id)))
+    kept = saved["checkpoint"]["channel_values"]["review"]
+    for other in ({**kept, "form": 99}, {"form": 1}):
+        saved["checkpoint"]["channel_values"]["review"] = other
+        with pytest.raises(RequestError, match="another version of model-mesh") as refused:
+            view_of(saved, "review")
+        assert refused.value.code == "review_version"
+
+
+@pytest.mark.parametrize("cancels", [1, 4])
+def test_a_traversal_that_is_cancelled_however_often_leaves_no_checkpoint(cancels):
+    graph = Graph("g", cap=CAP)
+    graph.add_node("small", Model("light"))
+    graph.add_node("large", Model("premium"))
+    graph.add_node("review", Human())
+    graph.add_edge(START, "small")
+    graph.add_edge("small", "large")
+    graph.add_edge("large", "review")
+    graph.add_edge("review", END)
+    slow = Scripted("never said", delay_us=60_000_000)
+    mesh = mesh_of(graph, None, {"light": "a draft", "premium": slow})
+
+    async def cancelled():
+        asking = asyncio.create_task(mesh.ask("hello"))
+        while len(bills_of(mesh)) < 1:  # noqa: ASYNC110 -- the call is made
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        for _ in range(cancels):
+            asking.cancel()
+            await asyncio.sleep(0)
+        await asyncio.gather(asking, return_exceptions=True)
+        await asyncio.sleep(0.05)
+
+    asyncio.run(cancelled())
+    assert mesh._compiled._threads._threads == {}

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mesh.cli.main import app_for
-from mesh.errors import StoreError
+from mesh.errors import RequestError, StoreError
 from mesh.serve import register
 from mesh.serve.ingress import ingress_from
 from mesh.vocabulary import EntryKind, Role
@@ -149,13 +149,17 @@ def test_a_tenant_sees_its_own_reviews_and_only_reviewers_see_content_and_judge(
         ("rewrite", {}, (400, "invalid_request")),
         ("approve", {"text": "x"}, (400, "invalid_request")),
         ("approve", {"why": "x"}, (400, "invalid_request")),
+        ("reject", {"w" * 100_000: "x"}, (400, "invalid_request")),
         ("rewrite", {"text": 7}, (400, "invalid_request")),
+        ("approve", {"reason": "x" * 2_001}, (400, "invalid_request")),
     ],
 )
 def test_a_verdict_that_says_too_little_or_too_much_is_refused_and_the_review_waits(tmp_path, which, body, failed):
     with house(tmp_path, books(tmp_path), [desk()], REPLIES) as found:
         review_id = handed(found)
-        assert verdict(found, review_id, which, **body).failed == failed
+        refused = verdict(found, review_id, which, **body)
+        assert refused.failed == failed
+        assert len(refused.error["message"]) < 300
         assert found.get(f"/mesh/reviews/{review_id}").body["state"] == "pending"
 
 
@@ -268,6 +272,41 @@ def test_the_command_line_lists_shows_and_judges_and_a_replica_walks_on(tmp_path
         assert CliRunner().invoke(app_for(arguments), arguments).exit_code == 0
         assert found.get(f"/mesh/reviews/{third}").failed == (404, "not_found")
         assert third not in typed(config, "list").output
+
+
+def test_no_escape_sequence_of_a_client_reaches_a_reviewers_terminal(tmp_path):
+    config = tmp_path / "mesh.toml"
+    config.write_text(f'[store]\npath = "{tmp_path}"\n')
+    with house(tmp_path, books(tmp_path), [desk()], {"light": "a\x1b]0;draft\x07", "premium": "b"}) as found:
+        shown = typed(config, "show", handed(found, text="two\nlines \x1b[2J\x9b1m\rover")).output
+        assert not [sign for sign in shown if sign in "\x1b\x07\x9b\r"]
+        assert "two\nlines ?[2J?1m" in shown
+
+
+@pytest.mark.parametrize("words", [("rewrite", "x\udcff"), ("rewrite", "-"), ("approve", "--reason", "\udcff")])
+def test_no_verdict_is_taken_that_the_audit_log_could_not_keep(tmp_path, words):
+    config = tmp_path / "mesh.toml"
+    config.write_text(f'[store]\npath = "{tmp_path}"\n')
+    with house(tmp_path, books(tmp_path), [desk()], REPLIES) as found:
+        review_id = handed(found)
+        done = typed(config, words[0], review_id, *words[1:], stdin=b"\xff")
+        assert isinstance(done.exception, RequestError)
+        assert found.get(f"/mesh/reviews/{review_id}").body["state"] == "pending"
+
+
+def test_what_waits_for_a_person_cannot_be_escalated_past_them(tmp_path):
+    with house(tmp_path, books(tmp_path), [desk()], REPLIES, pins=True) as found:
+        review_id = handed(found)
+        request_id = review_id.rpartition("-")[0]
+        asked = {"messages": [{"role": "user", "content": "hello"}]}
+        where = f"{found.mesh.url}/mesh/traversals/{request_id}/escalate"
+        found.until(lambda: found.get(f"/mesh/traversals/{request_id}").status == 200)
+        assert fetched(where, None, asked).failed == (409, "cannot_escalate")
+        assert found.get(f"/mesh/reviews/{review_id}").body["state"] == "pending"
+        assert verdict(found, review_id, "approve").status == 200
+        until(found, review_id, None, "done")
+        found.until(lambda: found.get(f"/mesh/traversals/{request_id}").body["outcome"] == "ok")
+        assert fetched(where, None, asked).body["model"] == "premium"
 
 
 def test_a_question_from_the_command_line_waits_in_the_store_for_a_replica_to_walk_on(tmp_path):

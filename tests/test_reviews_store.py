@@ -12,7 +12,7 @@ from mesh.store.contents import Whose
 from mesh.store.open import open_reviews
 from mesh.store.reviews import KEPT_US, Close, Review, ReviewStore, Wanted
 from mesh.store.sql_reviews import SqlReviews
-from mesh.store.sqlite_reviews import MemoryTables, SqliteTables
+from mesh.store.sqlite_reviews import memory_reviews, sqlite_reviews
 from mesh.units import US_PER_S
 from mesh.vocabulary import Judged, Reviewed
 
@@ -49,13 +49,13 @@ class Stand:
 
     def open(self) -> ReviewStore:
         if self.kind == "sqlite":
-            return SqlReviews(SqliteTables(self.folder, self.clock))
+            return SqlReviews(sqlite_reviews(self.folder, self.clock))
         if self.kind == "postgres":
             from tests.postgres_server import new_schema
 
             self.url = self.url or new_schema()
             return open_reviews(self.url, self.folder)
-        self.memory = self.memory or SqlReviews(MemoryTables(self.clock))
+        self.memory = self.memory or SqlReviews(memory_reviews(self.clock))
         return self.memory
 
     def move(self, us: int) -> None:

@@ -270,6 +270,7 @@ def test_two_replicas_keep_a_conversation_where_it_is_and_both_change_it_when_th
         reason = chose(told).rejected[0]
         assert (reason.candidate, reason.reason) == ("cheap", Reason.STICKY_SESSION)
         assert 0 < reason.detail["gain_nusd"] <= reason.detail["switch_nusd"]
+        assert chose(told).state["cheap.switch_nusd"] == reason.detail["switch_nusd"]
     assert chose(stays[0]).state["session_tier"] == "dear"
     assert chose(stays[0]).state["session_turn"] == first.traversal.request_id
     assert chose(stays[1]).state["session_turn"] == stays[0].traversal.request_id

@@ -146,12 +146,21 @@ def test_a_missing_file_says_where_it_is_looked_for():
         Knowledge("nowhere.kb.yaml")
 
 
+def test_a_file_too_large_to_serve_is_refused(base, monkeypatch):
+    monkeypatch.setattr("nodes.knowledge.QUESTIONS_MAX", 4)
+    with pytest.raises(ConfigError, match="at most 4"):
+        entries_of(lines({**PASSWORDS, "asks": ["a b"] * 5}), "kb.jsonl")
+    monkeypatch.setattr("nodes.knowledge.FILE_BYTES_MAX", 10)
+    with pytest.raises(ConfigError, match="more than 10 bytes"):
+        Knowledge(base)
+
+
 def looked(knowledge):
     for _ in range(2):
         knowledge.look()
 
 
-def test_a_change_holds_after_two_looks_and_a_bad_one_keeps_what_held(base, caplog):
+def test_a_change_holds_after_two_looks_and_a_bad_one_keeps_what_held(base, caplog, monkeypatch):
     node = Similarity(base)
     node.knowledge._watching = True  # nobody looks here but the test
     before = dict(node.resources)
@@ -176,6 +185,10 @@ def test_a_change_holds_after_two_looks_and_a_bad_one_keeps_what_held(base, capl
     assert "kb.jsonl:1" in warned.getMessage()
     assert "stays" in warned.getMessage()
     assert "not JSON" in node.warnings[0]
+
+    monkeypatch.setattr(Knowledge, "_judge", lambda *_: pytest.fail("what was refused is read again"))
+    looked(node.knowledge)
+    monkeypatch.undo()
 
     base.unlink()
     looked(node.knowledge)
@@ -283,6 +296,13 @@ def test_citations_are_judged_by_what_the_retriever_gave(base):
 
     assert outcome("Choose Forgot password [kb:passwords-1].") == "valid"
     assert outcome("Choose Forgot password [kb:passwords-9].") == "invalid"
+
+
+@pytest.mark.parametrize("part", ["a", "a.", "a-", "1.", "a@", "a@a.", "a/", "a.bc/-", "https://"])
+def test_a_long_text_of_a_caller_takes_no_long_look(part):
+    began = time.perf_counter()
+    facts(part * 60_000)
+    assert time.perf_counter() - began < 10, "a minute and more, if it were quadratic"
 
 
 def test_facts_compare_as_they_are_meant():

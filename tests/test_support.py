@@ -203,11 +203,12 @@ def test_whatever_the_reviewer_does_the_summary_is_no_answer(judged, text, said,
     assert last.traversal.lane == "legal"
 
 
-def test_a_summary_is_not_given_where_a_cap_ends_the_traversal_before_the_person():
+@pytest.mark.parametrize(("lacking", "last"), [("a reviewer", "brief"), ("the check of citations", "security")])
+def test_what_nobody_has_judged_is_not_given_where_a_cap_ends_the_traversal_before(lacking, last):
     found = suite()
-    route = next(route for route in found.routes if route.title.startswith("no hops left for a reviewer"))
+    route = next(route for route in found.routes if route.title.startswith(f"no hops left for {lacking}"))
     told = found.run(route).told
-    assert [hop.node for hop in told.traversal.hops][-2:] == ["brief", END]
+    assert [hop.node for hop in told.traversal.hops][-2:] == [last, END]
     assert told.text == ""
 
 

@@ -9,7 +9,7 @@ import typer
 from budgets.ledger import Act, Book
 from mesh.cli.books import actor, with_book
 from mesh.cli.stores import ConfigOption, JsonOption, StoreOption, store_folder, store_url
-from mesh.store.contents import Whose, forget
+from mesh.store.contents import Whose, as_kept, forget
 from mesh.store.forget import forget_names
 from mesh.store.open import open_contents, open_reviews, open_traversals, open_turns
 
@@ -30,7 +30,7 @@ def command(
     request ids) and the tags. Sessions and users have no past any more. What was spent stays in the books, with
     sessions and workflows as names of accounts.
     """
-    whose = Whose(tenant=tenant, user=user, request_id=request)
+    whose = Whose(tenant=tenant, user=None if user is None else as_kept(user), request_id=request)
     url, folder = store_url(store, config), store_folder(store, config)
 
     async def work(book: Book) -> tuple[int, int]:
@@ -39,9 +39,10 @@ def command(
         turns = await asyncio.to_thread(open_turns, url, folder)
         reviews = await asyncio.to_thread(open_reviews, url, folder)
         try:
+            await book.check()  # what cannot be written down is not done
+            await asyncio.to_thread(reviews.forget, whose)  # first: a reply that comes now is not kept without its row
             erased = await forget(contents, book, whose, actor(), reason)
             await asyncio.to_thread(turns.forget, whose)
-            await asyncio.to_thread(reviews.forget, whose)
             named = await asyncio.to_thread(forget_names, traversals, whose)
             about = {"traversals": named}
             await book.record(Act(actor(), "names.forget", whose.shown(), after=about, reason=reason, tenant=tenant))

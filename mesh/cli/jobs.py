@@ -16,7 +16,7 @@ from budgets.ledger import Act, Book
 from mesh.cli.books import actor, with_book
 from mesh.cli.stores import ConfigOption, JsonOption, StoreOption, store_folder
 from mesh.cli.tree import BAD, GOOD, ODD
-from mesh.cli.words import clean
+from mesh.cli.words import clean, must_be_text
 from mesh.config import load_config
 from mesh.errors import RequestError, StoreError, nearest
 from mesh.store.contents import ContentStore, viewed
@@ -97,6 +97,7 @@ def cancel_job(
     config: ConfigOption = None,
 ) -> None:
     """Take a job back. What it asked is erased; a job that runs stops within seconds, and is paid as far as it came."""
+    must_be_text(reason=reason)
     with _opened(store, config) as (jobs, contents):
 
         async def work(book: Book) -> Job:

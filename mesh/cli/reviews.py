@@ -14,7 +14,9 @@ from rich.text import Text
 from budgets.ledger import Book
 from mesh.cli.books import actor, with_book
 from mesh.cli.stores import ConfigOption, JsonOption, StoreOption, opened_reviews
+from mesh.cli.words import clean, clean_text, must_be_text
 from mesh.engine.kept import view_of
+from mesh.errors import RequestError
 from mesh.reviews import Reviews, judged_act, viewed_act
 from mesh.state import Judgement, message_text
 from mesh.store.reviews import Review, Wanted
@@ -54,7 +56,9 @@ def listed(
     for title in ("review", "state", "verdict", "by", "graph", "node", "tenant", "due"):
         table.add_column(title, overflow="fold" if title == "review" else "ellipsis")
     for row in page["data"]:
-        cells = (row[name] or "" for name in ("id", "state", "verdict", "actor", "graph", "node", "tenant", "due_at"))
+        cells = (
+            clean(row[name] or "") for name in ("id", "state", "verdict", "actor", "graph", "node", "tenant", "due_at")
+        )
         table.add_row(*map(Text, cells))
     Console().print(table if page["data"] else "No reviews.")
 
@@ -108,7 +112,7 @@ def rewrite(
     config: ConfigOption = None,
 ) -> None:
     """Answer with a text of your own."""
-    said = sys.stdin.read() if text == "-" else text
+    said = _piped() if text == "-" else text
     _judge(review_id, Judgement(Judged.REWRITTEN, said), reason, store, config, as_json=as_json)
 
 
@@ -125,10 +129,18 @@ def reject(
     _judge(review_id, Judgement(Judged.REJECTED), reason, store, config, as_json=as_json)
 
 
+def _piped() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError:
+        raise RequestError("The text on stdin is not valid UTF-8. Nothing was done.", "text") from None
+
+
 def _judge(
     review_id: str, judgement: Judgement, reason: str, store: str | None, config: str | None, *, as_json: bool
 ) -> None:
     """Take the verdict. A replica that serves the graph walks on with it, within a second or two."""
+    must_be_text(text=judgement.text, reason=reason)
 
     async def work(reviews: Reviews, book: Book) -> Review:
         await book.check()  # what cannot be written down is not done
@@ -158,20 +170,22 @@ def _on(store: str | None, config: str | None, work: Work[T]) -> T:
 
 def _print(told: dict[str, Any]) -> None:
     console = Console()
-    verdict = f", {told['verdict']} by {told['actor']}" if told["verdict"] else ""
+    verdict = f", {told['verdict']} by {clean(told['actor'])}" if told["verdict"] else ""
     console.print(Text(f"{told['id']}  {told['state']}{verdict}, due {told['due_at']}", style="bold"))
     console.print(Text(f"{told['graph']} at {told['node']}, tenant {told['tenant']}, request {told['request_id']}"))
     content = told["content"]
     if content is None:
-        console.print(Text(_reply(told["response"])))
+        console.print(Text(clean_text(_reply(told["response"]))))
         return
     for message in content["messages"]:
-        console.print(Text(f"\n{message.get('role', '')}:", style="bold"), Text(message_text(message)))
+        said = clean_text(message_text(message))  # clients chose it
+        console.print(Text(f"\n{message.get('role', '')}:", style="bold"), Text(said))
     for answer in content["answers"]:
         mark = "to judge: " if answer["to_judge"] else ""
         who = f"{answer['node']}{' (' + answer['model'] + ')' if answer['model'] else ''}"
         console.print(
-            Text(f"\n{mark}{who}:", style="bold green" if mark else "bold"), Text(message_text(answer["message"]))
+            Text(f"\n{mark}{who}:", style="bold green" if mark else "bold"),
+            Text(clean_text(message_text(answer["message"]))),
         )
 
 

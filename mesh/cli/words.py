@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
+from mesh.errors import RequestError
 from mesh.units import time_text, usd_text
 
 MOST_DETAILS: Final = 6
@@ -12,6 +13,24 @@ MOST_CHARACTERS: Final = 40
 def clean(value: object) -> str:
     """Text that is safe on a terminal. Clients choose some of it, and escape sequences would run there."""
     return "".join(sign if sign.isprintable() else "?" for sign in str(value))
+
+
+def clean_text(text: str) -> str:
+    """The same for a text of several lines."""
+    return "\n".join(clean(line) for line in text.expandtabs(4).splitlines())
+
+
+def must_be_text(**given: str) -> None:
+    """Refuse what no log could keep, before anything is done: bytes that are not UTF-8 come as half characters.
+
+    Raises:
+        RequestError: names what is wrong.
+    """
+    for name, text in given.items():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise RequestError(f"The {name} is not valid UTF-8. Nothing was done.", name) from None
 
 
 def cost_text(record: Mapping[str, Any]) -> str:

@@ -367,7 +367,7 @@ class Execution(Section):
     """Whether code that models write may be run, isolated, to test it (`CodePasses`). docs/security.md says how."""
 
     enabled: StrictBool = Field(
-        default=False, description="run it: Linux 5.13 or later on x86_64 or aarch64, else nothing is run"
+        default=False, description="run it: Linux 6.2 or later on x86_64 or aarch64, else nothing is run"
     )
     seconds: Annotated[StrictInt, Field(ge=1, le=60)] = Field(default=5, description="of one run, at most")
     memory_mib: Annotated[StrictInt, Field(ge=64, le=8_192)] = Field(default=256, description="of one run, at most")

@@ -1,7 +1,7 @@
 """A traversal that waits for a person, as plain data: all that another process needs to walk on with it."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -11,6 +11,7 @@ from budgets.account import Balance
 from budgets.bypass import Bypass
 from budgets.cap import Limits
 from mesh.engine.walker import Cursor
+from mesh.errors import RequestError
 from mesh.placeholders import shown
 from mesh.policy import Policy
 from mesh.run import Detour, Meta, Run
@@ -142,12 +143,27 @@ class Kept:
         return Cursor(self.source, self.on, self.targets, self.path, state, now_us - self.since_us)
 
 
+def readable(saved: Mapping[str, Any], node: str) -> Kept | None:
+    """What was kept of a traversal that waits at a node; None where another version of this program kept it."""
+    try:
+        kept = Kept.of(saved["checkpoint"]["channel_values"][node])
+    except (KeyError, ValueError):
+        return None
+    return kept if kept.form == FORM else None
+
+
 def view_of(saved: dict[str, Any], node: str) -> dict[str, Any]:
     """What a reviewer is shown of a traversal that waits at `node`: the request as it came, and the answers so far.
 
     What was hidden from tiers is put back: a reviewer sees what the caller sees.
+
+    Raises:
+        RequestError: code `review_version`: another version of this program kept it.
     """
-    kept = Kept.of(saved["checkpoint"]["channel_values"][node])
+    kept = readable(saved, node)
+    if kept is None:
+        problem = "It was kept by another version of model-mesh. Look with that one."
+        raise RequestError(problem, "id", "review_version")
     state, asked = kept.state, saved["shown"]
     answers = [
         {

@@ -19,7 +19,7 @@ from mesh.catalogue import Catalogue
 from mesh.clock import Clock, Ids, RandomIds, SystemClock
 from mesh.config import load_config
 from mesh.config.policies import load_policy
-from mesh.engine.kept import FORM, Kept, Spent
+from mesh.engine.kept import Kept, Spent, readable
 from mesh.engine.record import traversal_of
 from mesh.engine.stages import Compiled, Form, Walk, Walked
 from mesh.engine.walker import Cursor, finish, start, waiting
@@ -203,7 +203,7 @@ class Mesh:
                 finished = await self._finished(run, await self._booked(run, walk), walking.suspended_us)
             except Exception:
                 if Spent.by(run.records) == kept.spent and review.judged != Judged.EXPIRED:
-                    await self.reviews.off(self.reviews.rows.give_back, review)
+                    await self.reviews.give_back(review)
                 raise  # else its lease ends, and it is given up
             told = self._told(finished, run.started_us)
             await self._close(review, finished, self._reply_of(finished, reply))
@@ -270,9 +270,15 @@ class Mesh:
         except asyncio.CancelledError:
             # A branch may have ended the traversal just before, while its losers were still settling.
             run.ended, run.cause = Ended.CANCELLED, Cause.REQUEST_CANCELLED
-            self._record(self._cancelled(run, cursor))
+            self._record(self._cut_short(run, cursor))
             raise
-        return await self._finished(run, walked, 0)
+        try:
+            return await self._finished(run, walked, 0)
+        except StoreError:  # nobody can be asked; what it has cost is told all the same
+            run.ended, run.cause = Ended.ERROR, Cause.NODE_RAISED
+            self._record(self._cut_short(run, walked.cursor))
+            await entered(self.door, f"request {run.id}", self.door.ledger.finish(run.accounts[0]))
+            raise
 
     async def _booked(self, run: Run, walking: Coroutine[Any, Any, Walked]) -> Walked:
         """Walk, and tell the ledger that the request is over, if it is."""
@@ -344,7 +350,7 @@ class Mesh:
         """
         if saved is None:
             raise await self.give_up(review, "content_not_kept", "What it waited with was erased.")
-        kept = _readable(saved, review.node)
+        kept = readable(saved, review.node)
         again = review.epoch > 1 and not noted
         if kept is not None and again and kept.spent.exceeded(await self._balance(kept.request_id)):
             why = "Its replica ended when something may have been paid, and nothing is paid twice."
@@ -353,7 +359,7 @@ class Mesh:
             why = f"It began in version {review.graph_version} of {review.graph}; this is {self.graph.version}."
             if review.judged == Judged.EXPIRED:
                 raise await self.give_up(review, "review_version", why)
-            await self.reviews.off(self.reviews.rows.give_back, review)
+            await self.reviews.give_back(review)
             remedy = "Deploy that version to judge it. It waits until its time is over."
             raise RequestError(f"{why} {remedy}", None, "review_version")
         return kept
@@ -402,7 +408,7 @@ class Mesh:
         """When the last hop's edge ended: the engine's own bookkeeping behind it counts as egress."""
         return run.entered_us + sum(hop.run_us + hop.edges[0].total_us for hop in run.records if not hop.parallel)
 
-    def _cancelled(self, run: Run, cursor: Cursor) -> Traversal:
+    def _cut_short(self, run: Run, cursor: Cursor) -> Traversal:
         run.records.sort(key=lambda record: record.path)
         traversal = traversal_of(run, cursor, 0)
         traversal.total_us = run.now_us() - run.started_us
@@ -516,15 +522,6 @@ def _hours(node: Node, policy: Policy) -> float:
     """How long a human node waits, by the policy that its traversal began with."""
     hours = getattr(node, "hours", DAY_HOURS)
     return policy.values[hours] if isinstance(hours, str) else float(hours)
-
-
-def _readable(saved: Mapping[str, Any], node: str) -> Kept | None:
-    """What was kept of a traversal that waits at a node; None where another version of this program kept it."""
-    try:
-        kept = Kept.of(saved["checkpoint"]["channel_values"][node])
-    except (KeyError, ValueError):
-        return None
-    return kept if kept.form == FORM else None
 
 
 def _shown(node: Node, state: State) -> int | None:

@@ -87,6 +87,8 @@ def _other_hints(hints: Hints) -> dict[str, Any]:
         "allow": list(hints.allow),
         "deny": list(hints.deny),
         "quality_floor": hints.quality_floor,
+        "risk": hints.risk,
+        "max_cost_nusd": hints.max_cost_nusd,
         "escalate": hints.escalate,
     }
     return {name: value for name, value in told.items() if value not in (None, [], False)}

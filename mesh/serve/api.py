@@ -57,6 +57,7 @@ from mesh.serve.tenancy import ANYBODY, Tenancy
 from mesh.serve.traffic import Traffic
 from mesh.serve.traversals import TraversalPages
 from mesh.serve.wire import ChatCall, check_tiers, ignored_hints, parse_chat
+from mesh.store.contents import as_kept
 from mesh.store.job_content import Asked as AskedJob
 from mesh.store.jobs import Job
 from mesh.trace import Traversal
@@ -66,7 +67,6 @@ log = logging.getLogger("mesh.api")
 T = TypeVar("T")
 
 WATCH_AFTER_S = 0.2  # short calls are over by then, and need no watcher; cancelling is promised within a second
-MAX_CLIENT_ID = 128
 UNBOOKED = "Calls and requests whose end the ledger failed to take; what it holds for them ends with its lease."
 INLINE_BYTES = 128 * 1024  # larger bodies are checked in a thread
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -294,7 +294,7 @@ class Api:
                 await self._overrides.note(mesh, call.request.hints, caller, request_id, above)
             if jobs is not None:
                 wanted = AskedJob(body=body, seed=call.request.seed, headers=headers, above=above)
-                await jobs.queue(sending, call, wanted, caller, request_id)
+                await jobs.queue(sending, replace(call, user=meta.user), wanted, caller, request_id)
                 return None
             with self._traffic:
                 async with self._tenancy.admitted(caller.tenant, request_id):
@@ -420,8 +420,9 @@ def _meta(
         payer=caller.payer,
         at_us=tenancy.now_us(),
         steps_limited=tenancy.steps_limited,
-        user=_printable(call.user) if call.user else None,
+        user=as_kept(call.user) if call.user else None,
         client_retry=retries,
+        print_key=caller.print_key,
         ignored_hints=ignored,
         traceparent=parent,
     )
@@ -433,14 +434,10 @@ def said_of_itself(headers: Mapping[str, str]) -> tuple[str | None, int, str | N
     retries = headers.get("x-stainless-retry-count", "0")
     parent = headers.get("traceparent", "")
     return (
-        _printable(client_id) if client_id else None,
+        as_kept(client_id) if client_id else None,
         int(retries) if retries.isascii() and retries.isdigit() and len(retries) < 4 else 0,
         parent if TRACEPARENT.fullmatch(parent) else None,
     )
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text[:MAX_CLIENT_ID])
 
 
 class _watching:  # noqa: N801 -- reads as a statement: `with _watching(receive):`

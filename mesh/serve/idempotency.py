@@ -99,7 +99,10 @@ class Kept:
 
 
 class Tape:
-    """Takes a reply down. A stream is passed on as it comes; anything else is held until it has been stored."""
+    """Takes a reply down. A stream is passed on as it comes, its end apart; the rest is held until it has been stored.
+
+    So whoever has a whole reply finds it under the key.
+    """
 
     def __init__(self, send: Send) -> None:
         self.status = 0
@@ -108,6 +111,7 @@ class Tape:
         self.gone = False  # nobody is left to read
         self._send = send
         self._body: list[bytes] = []
+        self._end: MutableMapping[str, Any] | None = None
 
     @property
     def body(self) -> bytes:
@@ -120,12 +124,16 @@ class Tape:
             event = {**event, "headers": [*self.headers, STORED]}
         else:
             self._body.append(event.get("body", b""))
-        if self.streamed:
+        if self.streamed and event["type"] == "http.response.body" and not event.get("more_body"):
+            self._end = event
+        elif self.streamed:
             await self._pass(event)
 
     async def deliver(self, further: tuple[bytes, bytes] | None) -> None:
         """Send what was held."""
-        if not self.streamed:
+        if self._end is not None:
+            await self._pass(self._end)
+        elif not self.streamed:
             headers = [*self.headers, *([further] if further else [])]
             await self._pass({"type": "http.response.start", "status": self.status, "headers": headers})
             await self._pass({"type": "http.response.body", "body": self.body})
@@ -145,15 +153,23 @@ class Idempotency:
 
     Args:
         ledger: tells what a holder that died had spent.
+        queued: whether a request was queued, to be run later; None: none ever is.
         keep_us: how long a reply can be asked for again, from the first request on.
         lease_us: how long a holder that says nothing is believed to be alive.
     """
 
     def __init__(
-        self, contents: ContentStore, ledger: Ledger, *, keep_us: int = KEEP_US, lease_us: int = LEASE_US
+        self,
+        contents: ContentStore,
+        ledger: Ledger,
+        *,
+        keep_us: int = KEEP_US,
+        lease_us: int = LEASE_US,
+        queued: Callable[[str], Awaitable[bool]] | None = None,
     ) -> None:
         self._contents = contents
         self._ledger = ledger
+        self._queued = queued
         self._keep_us, self._lease_us = keep_us, lease_us
         self._running: set[asyncio.Task[None]] = set()
 
@@ -237,9 +253,11 @@ class Idempotency:
         raise _interrupted(holder)
 
     async def _has_spent(self, request_id: str) -> bool:
-        """Whether any money of a request was booked, or is held and may have been paid."""
+        """Whether any money of a request was booked, or is held and may have been paid, or will be: it is queued."""
         balance = await self._ledger.balance(Account(Scope.REQUEST, f"{Scope.REQUEST}:{request_id}"))
-        return any(part.nusd for part in (balance.settled, balance.reserved, balance.overrun, balance.suspense))
+        if any(part.nusd for part in (balance.settled, balance.reserved, balance.overrun, balance.suspense)):
+            return True
+        return self._queued is not None and await self._queued(request_id)
 
     async def _execute(self, asked: Asked, tape: Tape, run: Run) -> None:
         renewing = asyncio.create_task(self._renew(asked))
@@ -293,7 +311,7 @@ class Idempotency:
                 await asyncio.to_thread(self._replace, asked, cut)
             else:
                 await self._release(asked)
-        except LedgerUnavailableError as away:
+        except (LedgerUnavailableError, StoreError) as away:
             log.warning("the key of request %s stays until its lease ends: %s", asked.request_id, away)
 
     async def _release(self, asked: Asked) -> None:

@@ -200,7 +200,9 @@ def ingress_from(settings: Mapping[str, Any], *, books: str | None = None) -> Ap
         pages=TraversalPages(store),
         budgets=BudgetPages(ledger, tenancy),
         tenancy=tenancy,
-        idempotency=Idempotency(contents.store, ledger, keep_us=config.http.idempotency_hours * 3_600 * US_PER_S),
+        idempotency=Idempotency(
+            contents.store, ledger, keep_us=config.http.idempotency_hours * 3_600 * US_PER_S, queued=jobs.has
+        ),
         metrics=metrics,
         readiness=Readiness(
             meshes,

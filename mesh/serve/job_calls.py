@@ -74,6 +74,7 @@ class Notes:
         """`content` names where they lie."""
         self._contents, self._content, self._keep_us = contents, content, keep_us
         self._known: dict[str, Note] = {}
+        self._adding = asyncio.Lock()  # branches may end at once, and each writes all notes
 
     async def read(self) -> None:
         """Take over what an earlier try has noted.
@@ -94,11 +95,15 @@ class Notes:
     async def add(self, reservation_id: str, note: Note) -> None:
         """Keep one more. What cannot be kept is only logged: the reply is there, and a repeat would call again."""
         self._known[reservation_id] = note
-        data = orjson.dumps({name: asdict(one) for name, one in self._known.items()})
         try:
-            await shielded(asyncio.to_thread(self._swap, data))
+            await shielded(self._write())
         except (StoreError, TypeError) as error:
             log.warning("a call of request %s is not noted: %s", self._content.request_id, type(error).__name__)
+
+    async def _write(self) -> None:
+        async with self._adding:
+            data = orjson.dumps({name: asdict(one) for name, one in self._known.items()})
+            await asyncio.to_thread(self._swap, data)
 
     async def erase(self) -> None:
         await asyncio.to_thread(self._contents.delete, *self._name)

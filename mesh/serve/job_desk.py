@@ -1,5 +1,6 @@
 """Where the API hands batch requests in, and asks for them: the pages and this replica's runner, as one."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from mesh.serve.webhook import Webhook
 from mesh.serve.wire import ChatCall
 from mesh.store.contents import ContentStore
 from mesh.store.job_content import Asked
-from mesh.store.jobs import Job
+from mesh.store.jobs import PREFIX, Job
 from mesh.store.open import open_jobs
 from mesh.units import US_PER_S
 
@@ -38,6 +39,10 @@ class JobDesk:
         """
         must_be_whole(call)
         await self._pages.queue(send, call, asked, caller, request_id)
+
+    async def has(self, request_id: str) -> bool:
+        """Whether a request was queued. Raises StoreError."""
+        return await asyncio.to_thread(self._pages.store.get, f"{PREFIX}{request_id}") is not None
 
     async def answer(self, route: routes.Route, method: str, query: bytes, send: Send, caller: Caller) -> None:
         """A page of jobs, one of them, or one that is taken back."""

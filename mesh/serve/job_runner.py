@@ -148,9 +148,7 @@ class JobRunner:
     async def _look_forever(self) -> None:
         failing = False
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._pace.look_s)
-            self._wake.clear()
+            await _set_or_later(self._wake, self._pace.look_s)
             try:
                 await self._look()
                 failing = False
@@ -186,6 +184,8 @@ class JobRunner:
             if self._paused:  # meanwhile
                 await asyncio.to_thread(self._jobs.give_back, job, 0)
                 return
+            if (before := self._held.get(job.id)) is not None:
+                _leave(before)  # its lease has ended while the store was away
             held = self._held[job.id] = Held(job, until_us)
             held.task = asyncio.create_task(self._run(held), name=job.id)
 
@@ -198,10 +198,14 @@ class JobRunner:
         """Pass on which jobs have ended, until it is accepted."""
         while True:
             await asyncio.sleep(TELL_S)
-            with contextlib.suppress(StoreError):
+            try:
                 for job in await asyncio.to_thread(self._jobs.untold, 1, TELLING_US):
                     if await told(job):
                         await asyncio.to_thread(self._jobs.told, job)
+            except StoreError:
+                pass  # whoever looks for jobs says so
+            except Exception:
+                log.exception("the end of a batch request could not be passed on")
 
     # -- one job ---------------------------------------------------------------------------------------------------
 
@@ -218,7 +222,8 @@ class JobRunner:
             outcome, _ = await asyncio.gather(working, keeping, return_exceptions=True)
             with contextlib.suppress(StoreError):
                 await asyncio.to_thread(self._close, held, outcome)
-            del self._held[held.job.id]
+            if self._held.get(held.job.id) is held:
+                del self._held[held.job.id]
             self._wake.set()
 
     def _close(self, held: Held, outcome: object) -> None:
@@ -238,9 +243,7 @@ class JobRunner:
     async def _keep(self, held: Held) -> None:
         """Keep the lease, until it cannot be kept."""
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(held.look.wait(), self._pace.lease_us / RENEWALS / US_PER_S)
-            held.look.clear()
+            await _set_or_later(held.look, self._pace.lease_us / RENEWALS / US_PER_S)
             began_us = self._clock.now_us()
             with contextlib.suppress(StoreError):
                 if await asyncio.to_thread(self._jobs.renew, held.job, self._pace.lease_us):
@@ -317,6 +320,14 @@ def _leave(held: Held, *, itself: bool = True) -> None:
         held.calls.leaving = True
     if itself and held.task is not None:
         held.task.cancel()
+
+
+async def _set_or_later(event: asyncio.Event, later_s: float) -> None:
+    """Wait for the event, so long at most. It is not set any more then."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(later_s):  # `wait_for` of Python 3.11 may swallow a cancel
+            await event.wait()
+    event.clear()
 
 
 async def _nowhere(event: Any) -> None:

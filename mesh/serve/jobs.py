@@ -22,7 +22,6 @@ from mesh.vocabulary import Ended, JobState, Purpose
 HOUR_US: Final = 3_600 * US_PER_S
 FIELDS: Final = frozenset({"tenant", "state", "limit", "cursor"})
 BATCH: Final = "batch"
-NO_REPLY: Final = "Its reply has been forgotten."
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import orjson
 
+from budgets.cap import lower
 from budgets.directory import Caller
 from budgets.ledger import Act, Book
 from mesh.engine.mesh import Mesh
@@ -21,12 +22,14 @@ from mesh.serve.wire import parse_hints, parse_json
 from mesh.state import Hints
 from mesh.store.contents import ContentStore
 from mesh.store.protocol import Record, TraversalStore
-from mesh.vocabulary import Kind, Privacy, Purpose
+from mesh.units import usd_text
+from mesh.vocabulary import Ended, Kind, Priority, Privacy, Purpose, Risk
 
 CANNOT: Final = "cannot_escalate"
 NOT_KEPT: Final = "content_not_kept"
 SOURCE: Final = "override"
 STRICTEST: Final = (Privacy.LOCAL, Privacy.PRIVATE, Privacy.PUBLIC)
+RISKS: Final = tuple(Risk)  # from low to high
 KEPT: Final = ("session", "workflow", "task", "region")  # hints that a record has under their own names
 
 
@@ -59,7 +62,7 @@ class Overrides:
 
         Raises:
             RequestError: `not_found`; `not_allowed` to this tenant; `content_not_kept`; `cannot_escalate`, where
-                nothing stronger is there; or what is wrong with the body.
+                nothing stronger is there, or it waits for a person; or what is wrong with the body.
         """
         record = await self._pages.one(name, caller)
         tenant = caller.tenant
@@ -67,6 +70,9 @@ class Overrides:
             raise RequestError("This request was another tenant's. Use a key of that tenant.", None, NOT_ALLOWED)
         if not tenant.may_escalate:
             raise RequestError("This tenant may not escalate.", None, NOT_ALLOWED)
+        if record["outcome"] == Ended.REVIEW:
+            problem = "A person is judging this request. Wait for the verdict, at /mesh/reviews."
+            raise RequestError(problem, None, CANNOT)
         asked = await self._asked(record, parse_json(body) if body.strip() else {})
         above = self._above(record)
         asked["model"] = self._model(record, above, caller)
@@ -151,6 +157,13 @@ def narrowed(record: Record, given: Any) -> dict[str, Any]:
     floors = [one for one in (had.get("quality_floor"), hints.quality_floor) if one is not None]
     if floors:
         made["quality_floor"] = max(floors)
+    risks = [Risk(one) for one in (had.get("risk"), hints.risk) if one is not None]
+    if risks:
+        made["risk"] = max(risks, key=RISKS.index)
+    if (most_nusd := lower(had.get("max_cost_nusd"), hints.max_cost_nusd)) is not None:
+        made["max_cost_usd"] = usd_text(most_nusd).removeprefix("$")
+    if record["priority"] == Priority.PRIVATE:  # the others are tastes
+        made["priority"] = Priority.PRIVATE
     return made
 
 

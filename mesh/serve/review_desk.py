@@ -188,7 +188,8 @@ class ReviewDesk:
             if review.epoch > MOST_CLAIMS:
                 await mesh.give_up(review, "review_interrupted", f"It was begun {MOST_CLAIMS} times and never ended.")
                 return
-            meta = Meta(payer=payer, at_us=self._tenancy.now_us(), steps_limited=self._tenancy.steps_limited)
+            at_us, limited = self._tenancy.now_us(), self._tenancy.steps_limited
+            meta = Meta(payer=payer, at_us=at_us, steps_limited=limited, print_key=None)
             await self._walked(mesh, review, meta)
         except MeshError as error:
             log.warning("review %s: %s", review.id, error)

@@ -6,7 +6,7 @@ from typing import Any, Final
 from urllib.parse import parse_qsl
 
 import orjson
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from budgets.directory import Caller
 from budgets.ledger import Book
@@ -27,6 +27,8 @@ VERDICTS: Final = {
     routes.REWRITE: Judged.REWRITTEN,
     routes.REJECT: Judged.REJECTED,
 }
+MAX_REASON: Final = 2_000  # characters: the audit log keeps it for ever
+SHOWN: Final = 64  # characters of a name that an error quotes
 REVIEWERS: Final = frozenset({Role.OPERATOR, Role.REVIEWER})
 
 
@@ -36,7 +38,7 @@ class VerdictBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     text: str = ""
-    reason: str = ""
+    reason: str = Field("", max_length=MAX_REASON)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +65,16 @@ class ReviewPages:
         """What a reviewer is to judge, or the reply that it came to. It is put into the audit log who saw it.
 
         Raises:
-            RequestError: `not_allowed`; `content_not_kept` where it was erased.
+            RequestError: `not_allowed`; `content_not_kept` where it was erased; `review_version`, see `view_of`.
         """
         review = await self.reviewed_by(review_id, caller)
         saved = await self.reviews.saved(review)
         reply = None if saved is not None else await self.reviews.reply(review)
         if saved is None and reply is None:
             raise RequestError("Nothing is kept of this review any more.", "id", "content_not_kept")
+        shown = None if saved is None else view_of(saved, review.node)
         await self.book.record(viewed_act(review, who(caller)))
-        shown = {} if saved is None else view_of(saved, review.node)
-        return {**review.to_json(), "content": shown or None, "response": response_of(reply)}
+        return {**review.to_json(), "content": shown, "response": response_of(reply)}
 
     async def judged(self, review: Review, judgement: Judgement, reason: str, caller: Caller) -> Review:
         """Claim a review with this judgement, and put that into the audit log.
@@ -123,7 +125,7 @@ def verdict_of(body: bytes) -> VerdictBody:
         raise RequestError('The body is not JSON. Send {} or, to rewrite, {"text": ...}.') from error
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        field = ".".join(map(str, first["loc"])) or None
+        field = ".".join(map(str, first["loc"]))[:SHOWN] or None
         raise RequestError(f"{field or 'The body'}: {first['msg']}. Fields are text and reason.", field) from error
 
 

@@ -50,7 +50,7 @@ class Tenancy:
         self._clock = clock
         self._loopback = loopback
         self._defaults = {"session": session, "workflow": workflow}
-        self._anybody = Caller(Payer(Tenant(name=LOCAL), (), session, workflow), Role.OPERATOR)
+        self._anybody = Caller(Payer(Tenant(name=LOCAL), (), session, workflow), Role.OPERATOR, print_key="")
         self._ahead_us = 0  # by how much the store's clock is before ours
         self._looks = 0
         self._running: dict[str, set[str]] = {}

@@ -18,6 +18,12 @@ log = logging.getLogger("mesh.contents")
 SWEEP_EVERY_S: Final = 60.0
 SWEEP_ROWS: Final = 500
 MAX_KEY: Final = 512  # characters
+MAX_NAME: Final = 128
+
+
+def as_kept(name: str) -> str:
+    """A name that a client gave, of itself or of its user, as it is kept everywhere: so it is found, and forgotten."""
+    return "".join(sign if sign.isprintable() else "?" for sign in name[:MAX_NAME])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

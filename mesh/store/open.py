@@ -14,8 +14,8 @@ from mesh.store.sql_jobs import SqlJobs
 from mesh.store.sql_reviews import SqlReviews
 from mesh.store.sqlite import SqliteStore
 from mesh.store.sqlite_contents import SqliteContents
-from mesh.store.sqlite_jobs import SqliteTables
-from mesh.store.sqlite_reviews import SqliteTables as SqliteReviews
+from mesh.store.sqlite_jobs import sqlite_jobs
+from mesh.store.sqlite_reviews import sqlite_reviews
 from mesh.store.sqlite_turns import SqliteTurns
 from mesh.store.turns import TurnStore
 
@@ -61,21 +61,21 @@ def open_contents(url: str | None, folder: Path) -> ContentStore:
 def open_jobs(url: str | None, folder: Path) -> JobStore:
     """The queue of batch requests. As `open_traversals`."""
     if url is None or not is_shared(url):
-        return SqlJobs(SqliteTables(folder))
+        return SqlJobs(sqlite_jobs(folder))
     pool = _pool(url)
-    from mesh.store.postgres_jobs import PostgresTables  # noqa: PLC0415 -- its driver is an extra
+    from mesh.store.postgres_jobs import postgres_jobs  # noqa: PLC0415 -- its driver is an extra
 
-    return SqlJobs(PostgresTables(pool))
+    return SqlJobs(postgres_jobs(pool))
 
 
 def open_reviews(url: str | None, folder: Path) -> ReviewStore:
     """The reviews. As `open_traversals`."""
     if url is None or not is_shared(url):
-        return SqlReviews(SqliteReviews(folder))
+        return SqlReviews(sqlite_reviews(folder))
     pool = _pool(url)
-    from mesh.store.postgres_reviews import PostgresTables  # noqa: PLC0415 -- its driver is an extra
+    from mesh.store.postgres_reviews import postgres_reviews  # noqa: PLC0415 -- its driver is an extra
 
-    return SqlReviews(PostgresTables(pool))
+    return SqlReviews(postgres_reviews(pool))
 
 
 def open_turns(url: str | None, folder: Path) -> TurnStore:

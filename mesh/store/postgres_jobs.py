@@ -1,11 +1,9 @@
-"""Jobs in PostgreSQL, for a cluster: replicas on any number of nodes share one queue. The server's clock holds."""
+"""Jobs in PostgreSQL, for a cluster: replicas on any number of nodes share one queue."""
 
-import contextlib
-from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
-from mesh.store.postgres_pool import Connection, Pool, clean
-from mesh.store.sql_jobs import Row
+from mesh.store.postgres_pool import Pool
+from mesh.store.postgres_tables import PostgresTables
 
 NAME: Final = "jobs"
 WRITING: Final = 0x6D6A6F62  # an advisory lock
@@ -45,51 +43,6 @@ $$ SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint $$;
 )
 
 
-class PostgresTables:
-    """Implements `mesh.store.sql_jobs.JobTables`."""
-
-    def __init__(self, pool: Pool) -> None:
-        """Connect, and make or migrate the tables.
-
-        Raises:
-            StoreError: the server cannot be reached, or the tables are newer than this program.
-        """
-        self._pool = pool  # this store's own
-        pool.migrate(NAME, MIGRATIONS)
-
-    @contextlib.contextmanager
-    def writing(self) -> Iterator["_Statements"]:
-        with self._pool.transaction() as db:
-            db.execute("SELECT pg_advisory_xact_lock(%s)", [WRITING])
-            yield _Statements(db)
-
-    @contextlib.contextmanager
-    def reading(self) -> Iterator["_Statements"]:
-        with self._pool.transaction() as db:
-            yield _Statements(db)
-
-    def close(self) -> None:
-        self._pool.close()
-
-
-class _Statements:
-    def __init__(self, db: Connection) -> None:
-        self._db = db
-
-    def rows(self, sql: str, *values: Any) -> list[Row]:
-        return self._db.execute(_own(sql), list(map(_clean, values))).fetchall()
-
-    def changed(self, sql: str, *values: Any) -> int:
-        return self._db.execute(_own(sql), list(map(_clean, values))).rowcount
-
-    def now_us(self) -> int:
-        return int(self.rows("SELECT job_now()")[0][0])
-
-
-def _own(sql: str) -> bytes:
-    """SQL in the driver's way of marking values; ours has no other question marks."""
-    return sql.replace("?", "%s").encode()
-
-
-def _clean(value: Any) -> Any:
-    return clean(value) if isinstance(value, str) else value
+def postgres_jobs(pool: Pool) -> PostgresTables:
+    """The tables of jobs. Raises as `PostgresTables`."""
+    return PostgresTables(pool, NAME, MIGRATIONS, lock=WRITING, now="SELECT job_now()")

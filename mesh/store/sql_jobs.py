@@ -8,11 +8,11 @@ by one replica alone, and a tenant's limit is exact.
 
 import dataclasses
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from mesh.store.jobs import MAX_LOST, End, Job, JobPage, Wanted
 from mesh.store.protocol import Place
+from mesh.store.sql_tables import Row, Statements, Tables
 from mesh.units import US_PER_S
 from mesh.vocabulary import JobState
 
@@ -52,39 +52,11 @@ _LATE: Final = (
 )
 _OVER: Final = f"DELETE FROM job WHERE id IN (SELECT id FROM job WHERE expires_us <= ? LIMIT {SWEPT})"
 
-Row = tuple[Any, ...]
-
-
-class Statements(Protocol):
-    """A transaction: SQL with `?` for values."""
-
-    def rows(self, sql: str, *values: Any) -> list[Row]: ...
-
-    def changed(self, sql: str, *values: Any) -> int:
-        """How many rows it changed."""
-        ...
-
-    def now_us(self) -> int:
-        """The store's time, microseconds since 1970."""
-        ...
-
-
-class JobTables(Protocol):
-    """The tables `job` and `busy`."""
-
-    def writing(self) -> AbstractContextManager[Statements]:
-        """The only transaction that writes; kept if the body ends without an exception."""
-        ...
-
-    def reading(self) -> AbstractContextManager[Statements]: ...
-
-    def close(self) -> None: ...
-
 
 class SqlJobs:
     """Implements `mesh.store.jobs.JobStore`."""
 
-    def __init__(self, tables: JobTables) -> None:
+    def __init__(self, tables: Tables) -> None:
         self._tables = tables
 
     def now_us(self) -> int:

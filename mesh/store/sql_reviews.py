@@ -12,7 +12,7 @@ from typing import Any, Final
 from mesh.store.contents import Whose
 from mesh.store.protocol import Place
 from mesh.store.reviews import KEPT_US, Close, Review, ReviewPage, Wanted
-from mesh.store.sql_jobs import JobTables, Row, Statements
+from mesh.store.sql_tables import Row, Statements, Tables
 from mesh.vocabulary import Judged, Reviewed
 
 COLUMNS: Final = tuple(field.name for field in dataclasses.fields(Review))
@@ -74,7 +74,7 @@ _OVER: Final = "DELETE FROM review WHERE ended_us > 0 AND ended_us <= ?"
 class SqlReviews:
     """Implements `mesh.store.reviews.ReviewStore`."""
 
-    def __init__(self, tables: JobTables) -> None:
+    def __init__(self, tables: Tables) -> None:
         self._tables = tables
 
     def now_us(self) -> int:

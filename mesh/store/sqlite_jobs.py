@@ -1,14 +1,11 @@
 """Jobs in SQLite: `jobs.db` in the store's folder, opened by every replica process of the node and by the CLI."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from mesh.clock import Clock, SystemClock
-from mesh.store.protocol import micros
-from mesh.store.sql_jobs import Row
-from mesh.store.sqlite_file import Connection, Schema, SqliteFile
+from mesh.clock import Clock
+from mesh.store.sqlite_file import Schema
+from mesh.store.sqlite_tables import SqliteTables
 
 FILE_NAME: Final = "jobs.db"
 APPLICATION_ID: Final = 0x6D6A6F62  # "mjob"
@@ -45,45 +42,9 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
 )
 
 
-class SqliteTables:
-    """Implements `mesh.store.sql_jobs.JobTables`."""
-
-    def __init__(self, folder: Path, clock: Clock | None = None) -> None:
-        """Open the file, and make or migrate it.
-
-        Raises:
-            StoreError: SQLite is too old, or the file is not one of ours.
-        """
-        self._clock = clock or SystemClock()
-        self._file = SqliteFile(folder / FILE_NAME, _schema)
-
-    @contextlib.contextmanager
-    def writing(self) -> Iterator["_Statements"]:
-        with self._file.transaction() as db:
-            yield _Statements(db, self._clock)
-
-    @contextlib.contextmanager
-    def reading(self) -> Iterator["_Statements"]:
-        with self._file.reader() as db:
-            yield _Statements(db, self._clock)
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class _Statements:
-    def __init__(self, db: Connection, clock: Clock) -> None:
-        self._db, self._clock = db, clock
-
-    def rows(self, sql: str, *values: Any) -> list[Row]:
-        found: list[Row] = self._db.execute(sql, values).fetchall()
-        return found
-
-    def changed(self, sql: str, *values: Any) -> int:
-        return int(self._db.execute(sql, values).rowcount)
-
-    def now_us(self) -> int:
-        return micros(self._clock.wall())
+def sqlite_jobs(folder: Path, clock: Clock | None = None) -> SqliteTables:
+    """The tables of jobs. Raises as `SqliteTables`."""
+    return SqliteTables(folder / FILE_NAME, _schema, clock)
 
 
 def _schema() -> Schema:
