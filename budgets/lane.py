@@ -25,6 +25,7 @@ log = logging.getLogger("mesh.ledger")
 LINGER_S: Final = 0.005
 """How long what nobody waits for may wait for company: a settlement for the disk, on PostgreSQL for the server."""
 
+SOON_S: Final = 0.001  # the event loop's own: a settlement lets the reply go out before it
 MAX_BATCH: Final = 256
 MAX_HERE: Final = 64  # operations that an event loop carries out at once: some milliseconds; of more, the thread does
 IDLE_S: Final = 0.25  # a lane looks by itself this often, should its event loop have gone
@@ -57,7 +58,7 @@ class Lane:
         self._tokens: SimpleQueue[None] = SimpleQueue()
         self._at_work = 0
         self._turn = threading.Lock()  # whoever has it carries out what is queued
-        self._armed = False  # the thread is to be woken soon
+        self._armed = False  # a look at what nobody waits for is due
         self._asked = False  # the event loop is to look, at the end of this turn
         self._stopping = False
         self._retry_s = 0.0
@@ -80,15 +81,18 @@ class Lane:
         except RuntimeError:
             self._tokens.put(None)
             return
-        if self._store.quick:
-            if not self._asked:
-                self._asked = True
-                loop.call_soon(self._now)  # behind what else this turn of the loop asks, and writes to its clients
-        elif job.waiter is not None:
+        if job.waiter is None:
+            self._later(loop)
+        elif not self._store.quick:
             self._tokens.put(None)
-        elif not self._armed:
+        elif not self._asked:
+            self._asked = True
+            loop.call_soon(self._now)  # behind what else this turn of the loop asks
+
+    def _later(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._armed:
             self._armed = True
-            loop.call_later(LINGER_S, self._linger)
+            loop.call_later(SOON_S if self._store.quick else LINGER_S, self._linger)
 
     def stop(self) -> None:
         self._stopping = True
@@ -97,7 +101,10 @@ class Lane:
 
     def _linger(self) -> None:
         self._armed = False
-        self._tokens.put(None)
+        if self._store.quick:
+            self._now()
+        else:
+            self._tokens.put(None)
 
     def _now(self) -> None:
         """Carry out what is queued on this thread, the event loop's, where that does not block; else let ours do it."""
