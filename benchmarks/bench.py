@@ -18,7 +18,7 @@ from typing import Final
 from benchmarks import machine, table
 from benchmarks.measure import BACK_TO_BACK, IDLING, LOADED, STREAMING, Point, Samples, now, rounds
 from benchmarks.memory import Memory, read, under_load
-from benchmarks.mesh_system import bare, mesh
+from benchmarks.mesh_system import bare, forgetful, mesh
 from benchmarks.parts import Parts, parts, traversals
 from benchmarks.peers import litellm, portkey
 from benchmarks.processes import foreign_listeners
@@ -27,7 +27,7 @@ from benchmarks.systems import System, UnavailableError, Upstream, direct, passt
 FLOOR: Final = "direct to mock"
 YARDSTICK: Final = "pass-through"
 PROBE: Final = "mesh, /health only"
-OURS: Final = (FLOOR, YARDSTICK, "mesh", "mesh, guarded", "mesh, bare", PROBE)
+OURS: Final = (FLOOR, YARDSTICK, "mesh", "mesh, guarded", "mesh, bare", "mesh, ledger in memory", PROBE)
 
 
 @dataclass(slots=True)
@@ -89,6 +89,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--no-mesh", action="store_true", help="leave the mesh out")
     parser.add_argument("--guarded", action="store_true", help="also the mesh with its injection detector in front")
     parser.add_argument("--bare", action="store_true", help="also the mesh without LangGraph (form=bare)")
+    parser.add_argument("--forgetful", action="store_true", help="also the mesh with its ledger in memory")
     parser.add_argument(
         "--peers", action="store_true", help="install and measure LiteLLM's proxy and Portkey's gateway"
     )
@@ -111,6 +112,9 @@ def _started(stack: ExitStack, mock: Upstream, folder: Path, asked: argparse.Nam
     if asked.bare:
         _tell("starting the mesh without LangGraph")
         systems.append(stack.enter_context(bare(mock, folder)))
+    if asked.forgetful:
+        _tell("starting the mesh with its ledger in memory")
+        systems.append(stack.enter_context(forgetful(mock, folder)))
     if asked.peers:
         peers: dict[str, Callable[[], AbstractContextManager[System]]] = {
             "LiteLLM proxy": partial(litellm, mock, folder, asked.litellm_version),

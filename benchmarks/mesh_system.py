@@ -58,8 +58,20 @@ def bare(mock: Upstream, folder: Path) -> Iterator[System]:
 
 
 @contextlib.contextmanager
+def forgetful(mock: Upstream, folder: Path) -> Iterator[System]:
+    """The same graph with its ledger in memory, behind a `serve run` and a Ray of its own.
+
+    Raises:
+        ProcessError: it did not start.
+    """
+    app = [APP, "ingress=benchmarks.forgetful:ingress"]
+    with _served("mesh, ledger in memory", mock, folder, app) as system:
+        yield system
+
+
+@contextlib.contextmanager
 def _served(name: str, mock: Upstream, folder: Path, app: Sequence[str]) -> Iterator[System]:
-    home = folder / name.replace(", ", "-")
+    home = folder / name.replace(", ", "-").replace(" ", "-")
     home.mkdir()
     config = home / "mesh.toml"
     config.write_text(CONFIG.format(url=mock.url))

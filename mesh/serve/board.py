@@ -103,9 +103,12 @@ class Board:
 
 
 def log_tail(folder: Path, deployment: str, lines: int = _LINES_SHOWN) -> str:
-    """The end of the newest log of a deployment's replicas in Ray's session folder, empty if there is none."""
-    logs = [*folder.glob(f"logs/serve/replica_*{deployment}*.log")]
-    if not logs:
-        return ""
-    newest = max(logs, key=lambda file: file.stat().st_mtime)
-    return "\n".join(newest.read_text(errors="replace").splitlines()[-lines:])
+    """The end of the newest log of a deployment's replicas in Ray's session folder that tells an error.
+
+    Serve starts a replica again at once: the newest log of all may be that of one that has said nothing yet. Empty if
+    no log says anything.
+    """
+    logs = sorted(folder.glob(f"logs/serve/replica_*{deployment}*.log"), key=lambda file: -file.stat().st_mtime)
+    texts = [text for log in logs if (text := log.read_text(errors="replace").strip())]
+    told = next((text for text in texts if "ERROR " in text or "Traceback" in text), texts[0] if texts else "")
+    return "\n".join(told.splitlines()[-lines:])

@@ -23,6 +23,7 @@ from mesh.serve import sockets
 from mesh.serve.board import Board, log_tail
 
 _POLL_S: Final = 0.15
+_TAIL_POLLS: Final = 10
 _SERVE_POLL_US: Final = 1_000_000
 _SETTLED_POLL_S: Final = 1.0
 _SILENCE_US: Final = 15_000_000
@@ -107,7 +108,7 @@ class Watch:
             return  # they did leave a word, a moment later
         for name, said in failed.items():
             say(f"\n{name} could not start:\n{_indented(said)}")
-            tail = log_tail(session_folder(), name)
+            tail = _tail_of(name)
             say(f"\nthe end of its log:\n{_indented(tail)}\n" if tail else "")
         self._settled = True
         self._watched.on_failure()
@@ -127,6 +128,15 @@ class Watch:
         if text not in self._shown:
             self._shown.add(text)
             say(head + text)
+
+
+def _tail_of(name: str) -> str:
+    """The end of a deployment's log, which may come a moment after its end."""
+    for _ in range(_TAIL_POLLS):
+        if tail := log_tail(session_folder(), name):
+            return tail
+        time.sleep(_POLL_S)
+    return ""
 
 
 def say(text: str) -> None:
