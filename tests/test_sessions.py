@@ -23,7 +23,7 @@ from mesh.session import KEEP_US, Past, Turn, conversation_of
 from mesh.state import Hints
 from mesh.store.contents import Whose
 from mesh.store.open import open_turns
-from mesh.store.sqlite_turns import SqliteTurns
+from mesh.store.sqlite_turns import sqlite_turns
 from mesh.store.turns import StoredPast, TurnStore, TurnWriter
 from mesh.testing import FakeClock, spec_of
 from mesh.testing import run as virtually
@@ -102,7 +102,7 @@ def test_what_is_forgotten_is_gone(store, whose, left):
 
 
 def test_an_hour_later_a_turn_is_not_there_and_is_swept(tmp_path):
-    store = TurnStore(SqliteTurns(tmp_path, FakeClock()))
+    store = TurnStore(sqlite_turns(tmp_path, FakeClock()))
 
     async def live() -> None:
         add(store, *(turn(number) for number in range(3)))
@@ -356,7 +356,7 @@ def test_a_table_that_cannot_be_written_costs_turns_and_no_traversal(tmp_path):
         def add(self, *footprints):
             raise StoreError("the disk", "full.")
 
-    mesh, writer, kept = replica(Full(SqliteTurns(tmp_path)))
+    mesh, writer, kept = replica(Full(sqlite_turns(tmp_path)))
     told = asyncio.run(ask(mesh, EASY, kept))
     assert kept == [told.traversal]
     assert writer.lost == 1

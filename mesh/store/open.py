@@ -16,7 +16,7 @@ from mesh.store.sqlite import SqliteStore
 from mesh.store.sqlite_contents import SqliteContents
 from mesh.store.sqlite_jobs import sqlite_jobs
 from mesh.store.sqlite_reviews import sqlite_reviews
-from mesh.store.sqlite_turns import SqliteTurns
+from mesh.store.sqlite_turns import sqlite_turns
 from mesh.store.turns import TurnStore
 
 if TYPE_CHECKING:
@@ -81,11 +81,11 @@ def open_reviews(url: str | None, folder: Path) -> ReviewStore:
 def open_turns(url: str | None, folder: Path) -> TurnStore:
     """The turns of sessions and users. As `open_traversals`."""
     if url is None or not is_shared(url):
-        return TurnStore(SqliteTurns(folder))
+        return TurnStore(sqlite_turns(folder))
     pool = _pool(url)
-    from mesh.store.postgres_turns import PostgresTurns  # noqa: PLC0415 -- its driver is an extra
+    from mesh.store.postgres_turns import postgres_turns  # noqa: PLC0415 -- its driver is an extra
 
-    return TurnStore(PostgresTurns(pool))
+    return TurnStore(postgres_turns(pool))
 
 
 def _pool(url: str) -> "Pool":

@@ -19,22 +19,32 @@ class PostgresTables:
         lock: an advisory lock that every transaction that writes takes; None: each change names the state that it
             replaces, and needs none.
         now: the query for the server's time.
+        durable: whether a commit waits for the disk.
     """
 
     def __init__(
-        self, pool: Pool, name: str, migrations: Sequence[str], *, lock: int | None = None, now: str = NOW
+        self,
+        pool: Pool,
+        name: str,
+        migrations: Sequence[str],
+        *,
+        lock: int | None = None,
+        now: str = NOW,
+        durable: bool = True,
     ) -> None:
         """Connect, and make or migrate the tables.
 
         Raises:
             StoreError: the server cannot be reached, or the tables are newer than this program.
         """
-        self._pool, self._lock, self._now = pool, lock, now
+        self._pool, self._lock, self._now, self._durable = pool, lock, now, durable
         pool.migrate(name, migrations)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator["_Statements"]:
         with self._pool.transaction() as db:
+            if not self._durable:
+                db.execute("SET LOCAL synchronous_commit = off")
             if self._lock is not None:
                 db.execute("SELECT pg_advisory_xact_lock(%s)", [self._lock])
             yield _Statements(db, self._now)

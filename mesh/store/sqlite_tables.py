@@ -15,21 +15,31 @@ from mesh.store.sqlite_file import Connection, Schema, SqliteFile, transaction
 
 
 class SqliteTables:
-    """Implements `mesh.store.sql_tables.Tables`. Only one transaction at a time writes."""
+    """Implements `mesh.store.sql_tables.Tables`. Only one transaction at a time writes.
 
-    def __init__(self, path: Path, schema: Callable[[], Schema], clock: Clock | None = None) -> None:
+    Args:
+        overwrites: whether what is erased is overwritten in the file.
+    """
+
+    def __init__(
+        self, path: Path, schema: Callable[[], Schema], clock: Clock | None = None, *, overwrites: bool = False
+    ) -> None:
         """Open the file, and make or migrate it.
 
         Raises:
             StoreError: SQLite is too old, or the file is not one of ours.
         """
         self._clock = clock or SystemClock()
+        self._overwrites = overwrites
         self._file = SqliteFile(path, schema)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator["_Statements"]:
-        with self._file.transaction() as db:
-            yield _Statements(db, self._clock)
+        with self._file.writer() as db:
+            if self._overwrites:
+                db.execute("PRAGMA secure_delete = ON").fetchall()
+            with transaction(db):
+                yield _Statements(db, self._clock)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator["_Statements"]:

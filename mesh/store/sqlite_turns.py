@@ -1,14 +1,11 @@
 """Turns in SQLite: `turns.db` in the store's folder, a file of its own. What is erased is overwritten."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from mesh.clock import Clock, SystemClock
-from mesh.store.protocol import micros
-from mesh.store.sqlite_file import Connection, Schema, SqliteFile, transaction
-from mesh.store.turns import Execute
+from mesh.clock import Clock
+from mesh.store.sqlite_file import Schema
+from mesh.store.sqlite_tables import SqliteTables
 
 FILE_NAME: Final = "turns.db"
 APPLICATION_ID: Final = 0x6D747572  # "mtur"
@@ -35,42 +32,9 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
 )
 
 
-class SqliteTurns:
-    """The table in `<folder>/turns.db`. Safe to use from any thread and from several processes at once."""
-
-    def __init__(self, folder: Path, clock: Clock | None = None) -> None:
-        """Open the file, and make or migrate it.
-
-        Raises:
-            StoreError: SQLite is too old, or the file is not one of ours.
-        """
-        self._clock = clock or SystemClock()
-        self._file = SqliteFile(folder / FILE_NAME, _schema)
-
-    @contextlib.contextmanager
-    def changing(self) -> Iterator[Execute]:
-        with self._file.writer() as db:
-            db.execute("PRAGMA secure_delete = ON").fetchall()
-            with transaction(db):
-                yield _executing(db)
-
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[Execute]:
-        with self._file.reader() as db:
-            yield _executing(db)
-
-    def now_us(self, execute: Execute) -> int:
-        return micros(self._clock.wall())
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _executing(db: Connection) -> Execute:
-    def execute(statement: str, *values: Any) -> list[tuple[Any, ...]]:
-        return [tuple(row) for row in db.execute(statement, values).fetchall()]
-
-    return execute
+def sqlite_turns(folder: Path, clock: Clock | None = None) -> SqliteTables:
+    """The table of turns. Raises as `SqliteTables`."""
+    return SqliteTables(folder / FILE_NAME, _schema, clock, overwrites=True)
 
 
 def _schema() -> Schema:

@@ -11,13 +11,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final
 
 from mesh.errors import StoreError
 from mesh.retries import Footprint
 from mesh.session import KEEP_US, Past, Turn
 from mesh.store.contents import Whose
+from mesh.store.sql_tables import Statements, Tables
 from mesh.trace import Traversal
 
 log = logging.getLogger("mesh.turns")
@@ -33,31 +33,12 @@ MAX_QUEUED: Final = 10_000
 MAX_BATCH: Final = 64  # turns in one transaction
 CLOSE_S: Final = 5.0
 
-Execute: TypeAlias = Callable[..., list[tuple[Any, ...]]]
-"""Runs a statement, `?` standing for each of the values that follow it, and gives its rows."""
-
-
-class TurnTable(Protocol):
-    """Where the table lies. Every method blocks, and raises `StoreError` where it cannot be read or written."""
-
-    def changing(self) -> AbstractContextManager[Execute]:
-        """A transaction, kept if its body ends without an exception."""
-        ...
-
-    def reading(self) -> AbstractContextManager[Execute]: ...
-
-    def now_us(self, execute: Execute) -> int:
-        """The store's time of day: microseconds since 1970."""
-        ...
-
-    def close(self) -> None: ...
-
 
 class TurnStore:
     """Turns in a table, by session and by user, always of one tenant. Any thread may call; all methods block."""
 
-    def __init__(self, table: TurnTable) -> None:
-        self._table = table
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
 
     def add(self, *footprints: Footprint) -> list[list[Turn]]:
         """Keep turns; one that walked on (a review) in place of itself.
@@ -65,40 +46,40 @@ class TurnStore:
         Returns those before each, of its session or user, as far back as the footprint looks.
         """
         found = []
-        with self._table.changing() as execute:
-            now_us = self._table.now_us(execute)
+        with self._tables.writing() as sql:
+            now_us = sql.now_us()
             for footprint in footprints:
                 turn = footprint.turn
-                before = _recent(execute, now_us, turn.tenant, turn.session, turn.user, footprint.within_us)
-                execute(_INSERT, *(getattr(turn, name) for name in COLUMNS), now_us)
+                before = _recent(sql, now_us, turn.tenant, turn.session, turn.user, footprint.within_us)
+                sql.changed(_INSERT, *(getattr(turn, name) for name in COLUMNS), now_us)
                 found.append([one for one in before if one.request_id != turn.request_id])
         return found
 
     def session(self, tenant: str, session: str) -> Sequence[Turn]:
         """Its last turns that a tier has answered, the newest first."""
-        with self._table.reading() as execute:
-            now_us = self._table.now_us(execute)
-            return list(_turns(execute(_SESSION, tenant, session, now_us - KEEP_US, ANSWERED), now_us))
+        with self._tables.reading() as sql:
+            now_us = sql.now_us()
+            return list(_turns(sql.rows(_SESSION, tenant, session, now_us - KEEP_US, ANSWERED), now_us))
 
     def recent(self, tenant: str, session: str | None, user: str | None, within_us: int) -> Sequence[Turn]:
         """The turns of that session, or of that user, that are no older; the newest first."""
-        with self._table.reading() as execute:
-            return _recent(execute, self._table.now_us(execute), tenant, session, user, within_us)
+        with self._tables.reading() as sql:
+            return _recent(sql, sql.now_us(), tenant, session, user, within_us)
 
     def forget(self, whose: Whose) -> int:
         """Erase those that fit. How many that were."""
         parts = whose.given()
         where = " AND ".join(f'"{name}" = ?' for name in parts)
-        with self._table.changing() as execute:
-            return len(execute(f"DELETE FROM turn WHERE {where} RETURNING 1", *parts.values()))  # noqa: S608
+        with self._tables.writing() as sql:
+            return sql.changed(f"DELETE FROM turn WHERE {where}", *parts.values())  # noqa: S608
 
     def sweep(self) -> bool:
         """Erase a small step of what is too old. True if there is more."""
-        with self._table.changing() as execute:
-            return len(execute(_SWEEP, self._table.now_us(execute) - KEEP_US, SWEEP_ROWS)) >= SWEEP_ROWS
+        with self._tables.writing() as sql:
+            return sql.changed(_SWEEP, sql.now_us() - KEEP_US, SWEEP_ROWS) >= SWEEP_ROWS
 
     def close(self) -> None:
-        self._table.close()
+        self._tables.close()
 
 
 _NAMES: Final = ", ".join(f'"{name}"' for name in COLUMNS)
@@ -115,16 +96,16 @@ _RECENT: Final = (
     f'SELECT {_NAMES}, at_us FROM turn WHERE tenant = ? AND "{{by}}" = ? AND at_us >= ? '  # noqa: S608
     "ORDER BY at_us DESC, id DESC LIMIT ?"
 )
-_SWEEP: Final = "DELETE FROM turn WHERE id IN (SELECT id FROM turn WHERE at_us <= ? ORDER BY at_us LIMIT ?) RETURNING 1"
+_SWEEP: Final = "DELETE FROM turn WHERE id IN (SELECT id FROM turn WHERE at_us <= ? ORDER BY at_us LIMIT ?)"
 
 
 def _recent(
-    execute: Execute, now_us: int, tenant: str, session: str | None, user: str | None, within_us: int
+    sql: Statements, now_us: int, tenant: str, session: str | None, user: str | None, within_us: int
 ) -> list[Turn]:
     found: dict[str, Turn] = {}
     for by, name in (("session", session), ("user", user)):
         if name is not None:
-            rows = execute(_RECENT.format(by=by), tenant, name, now_us - min(within_us, KEEP_US), COMPARED)
+            rows = sql.rows(_RECENT.format(by=by), tenant, name, now_us - min(within_us, KEEP_US), COMPARED)
             found |= {turn.request_id: turn for turn in _turns(rows, now_us)}
     return sorted(found.values(), key=lambda turn: turn.age_us)
 
