@@ -4,8 +4,8 @@ import asyncio
 import json
 import time
 import urllib.request
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import timedelta
 
 import openai
 import pytest
@@ -32,6 +32,7 @@ from nodes import PII, Cache, Checks, Length, Model, Redact, Regex, Remember, Re
 from nodes.likeness import agreed, content_words, marks
 from nodes.weights import embed
 from tests.api_server import served
+from tests.stands import Turned
 
 HOUR_US = 3_600_000_000
 ASKED = "What is the capital of France?"
@@ -542,19 +543,6 @@ def test_many_with_one_version_are_all_followed(tmp_path):
     asyncio.run(cache.follow())
     assert cache.entries == 1_100
     store.close()
-
-
-@dataclass(slots=True)
-class Turned:
-    """A clock that the test turns."""
-
-    moment: datetime = field(default=datetime(2026, 11, 22, tzinfo=UTC))
-
-    def now_us(self) -> int:
-        return 0
-
-    def wall(self) -> datetime:
-        return self.moment
 
 
 def told(store, clock) -> list[object]:

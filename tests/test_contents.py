@@ -5,75 +5,26 @@ import os
 import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
-import psycopg
 import pytest
 
 from budgets.memory import MemoryLedger
 from mesh.errors import RequestError, StoreError
-from mesh.store.contents import Content, ContentStore, Whose, forget, sweep_forever, viewed
+from mesh.store.contents import Content, Whose, forget, sweep_forever, viewed
 from mesh.store.open import open_contents
 from mesh.store.sqlite_contents import SqliteContents
 from mesh.vocabulary import Purpose
+from tests.stands import SqliteStand, postgres_stand
 
 HOUR_US = 3_600_000_000
 CANARY = b"canary-" + b"x" * 5_000
 
 
-@dataclass(slots=True)
-class SqliteStand:
-    """A folder, and a clock that the test turns."""
-
-    folder: Path
-    moment: datetime = field(default=datetime(2026, 11, 22, 12, tzinfo=UTC))
-
-    def open(self) -> ContentStore:
-        return SqliteContents(self.folder, self)
-
-    def wall(self) -> datetime:
-        return self.moment
-
-    def now_us(self) -> int:
-        return 0
-
-    def move(self, us: int) -> None:
-        self.moment += timedelta(microseconds=us)
-
-
-@dataclass(slots=True)
-class PostgresStand:
-    """A schema, whose clock the test turns."""
-
-    url: str
-    moved_us: int = 0
-
-    def open(self) -> ContentStore:
-        return open_contents(self.url, Path())
-
-    def move(self, us: int) -> None:
-        self.moved_us += us
-        with psycopg.connect(self.url, autocommit=True) as db:
-            db.execute(
-                f"""CREATE OR REPLACE FUNCTION content_now() RETURNS bigint LANGUAGE sql VOLATILE AS
-                $$ SELECT {1_795_000_000_000_000 + self.moved_us}::bigint $$""".encode()
-            )
-
-
-def postgres_stand() -> PostgresStand:
-    from tests.postgres_server import new_schema
-
-    stand = PostgresStand(new_schema() + "%20-csynchronous_commit%3Doff")  # so many small transactions, no power cut
-    stand.open().close()
-    stand.move(0)
-    return stand
-
-
 @pytest.fixture(params=["sqlite", "postgres"])
 def stand(request, tmp_path):
-    return SqliteStand(tmp_path / ".mesh") if request.param == "sqlite" else postgres_stand()
+    if request.param == "sqlite":
+        return SqliteStand(tmp_path / ".mesh", SqliteContents)
+    return postgres_stand(open_contents, "content_now")
 
 
 @pytest.fixture

@@ -2,77 +2,28 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
-import psycopg
 import pytest
 
 from mesh.errors import RequestError
-from mesh.store.jobs import MAX_LOST, End, Job, JobStore, Wanted
+from mesh.store.jobs import MAX_LOST, End, Job, Wanted
 from mesh.store.open import open_jobs
 from mesh.store.sql_jobs import SqlJobs
 from mesh.store.sqlite_jobs import sqlite_jobs
 from mesh.units import US_PER_S
 from mesh.vocabulary import JobState
+from tests.stands import SqliteStand, postgres_stand
 
 LEASE_US = 20 * US_PER_S
 DAY_US = 86_400 * US_PER_S
 DONE = End(JobState.DONE, 200, "ok")
 
 
-@dataclass(slots=True)
-class SqliteStand:
-    """A folder, and a clock that the test turns."""
-
-    folder: Path
-    moment: datetime = field(default=datetime(2026, 11, 22, 12, tzinfo=UTC))
-
-    def open(self) -> JobStore:
-        return SqlJobs(sqlite_jobs(self.folder, self))
-
-    def wall(self) -> datetime:
-        return self.moment
-
-    def now_us(self) -> int:
-        return 0
-
-    def move(self, us: int) -> None:
-        self.moment += timedelta(microseconds=us)
-
-
-@dataclass(slots=True)
-class PostgresStand:
-    """A schema, whose clock the test turns."""
-
-    url: str
-    moved_us: int = 0
-
-    def open(self) -> JobStore:
-        return open_jobs(self.url, Path())
-
-    def move(self, us: int) -> None:
-        self.moved_us += us
-        with psycopg.connect(self.url, autocommit=True) as db:
-            db.execute(
-                f"""CREATE OR REPLACE FUNCTION job_now() RETURNS bigint LANGUAGE sql VOLATILE AS
-                $$ SELECT {1_795_000_000_000_000 + self.moved_us}::bigint $$""".encode()
-            )
-
-
-def postgres_stand() -> PostgresStand:
-    from tests.postgres_server import new_schema
-
-    stand = PostgresStand(new_schema() + "%20-csynchronous_commit%3Doff")
-    stand.open().close()
-    stand.move(0)
-    return stand
-
-
 @pytest.fixture(params=["sqlite", "postgres"])
 def stand(request, tmp_path):
-    return SqliteStand(tmp_path / ".mesh") if request.param == "sqlite" else postgres_stand()
+    if request.param == "sqlite":
+        return SqliteStand(tmp_path / ".mesh", lambda folder, clock: SqlJobs(sqlite_jobs(folder, clock)))
+    return postgres_stand(open_jobs, "job_now")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -15,26 +14,11 @@ from mesh.store.sql_reviews import SqlReviews
 from mesh.store.sqlite_reviews import memory_reviews, sqlite_reviews
 from mesh.units import US_PER_S
 from mesh.vocabulary import Judged, Reviewed
+from tests.stands import Turned
 
 HOUR_US = 3_600 * US_PER_S
 LEASE_US = 30 * US_PER_S
 DONE = Close(Reviewed.DONE, "ok")
-
-
-@dataclass(slots=True)
-class Turned:
-    """A clock that the test turns."""
-
-    moment: datetime = field(default=datetime(2026, 11, 22, 12, tzinfo=UTC))
-
-    def wall(self) -> datetime:
-        return self.moment
-
-    def now_us(self) -> int:
-        return 0
-
-    def move(self, us: int) -> None:
-        self.moment += timedelta(microseconds=us)
 
 
 @dataclass(slots=True)
