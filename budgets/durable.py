@@ -1,6 +1,6 @@
-"""A ledger over a store that blocks: operations queue up, and threads carry them out in batches.
+"""A ledger over a store that blocks: operations queue up, and lanes carry them out in batches.
 
-A reservation is waited for. Settlements, releases and finished requests are not: they follow within `LINGER_S`, in
+A reservation is waited for. Settlements, releases and finished requests are not: they follow in milliseconds, in
 order, together with whatever came meanwhile, and are tried again for as long as the store cannot be asked.
 """
 

@@ -94,6 +94,13 @@ def heads_of(graph: BuiltGraph, form: Form) -> Heads:
     return everywhere if form is Form.NODES else calls_model(graph)
 
 
+def must_fit(graph: BuiltGraph, form: Form) -> None:
+    """Raise ConfigError where the form cannot run the graph: what waits for a person is kept by LangGraph."""
+    if form is Form.BARE and (waiting := people(graph)):
+        problem = f"graph {graph.name!r} waits for a person at {', '.join(sorted(waiting))}, which LangGraph does."
+        raise ConfigError("form", problem, "Leave form=bare out.")
+
+
 class Compiled:
     """A graph version compiled once, to be run many times.
 
@@ -108,11 +115,7 @@ class Compiled:
         limit = 10_000 if hops is None else (hops + 1) * (1 + free) + 1
         self._config: RunnableConfig = {"recursion_limit": limit}
         self._people = people(graph)
-        if self._people and form is Form.BARE:
-            problem = (
-                f"graph {graph.name!r} waits for a person at {', '.join(sorted(self._people))}, which LangGraph does."
-            )
-            raise ConfigError("form", problem, "Leave form=bare out.")
+        must_fit(graph, form)
         self._threads = Threads() if self._people else None
         self._heads = heads_of(graph, form)
         self._langgraph = None if form is Form.BARE else _running(graph, self._heads, self._threads)

@@ -18,9 +18,9 @@ from mesh.clock import RandomIds, SystemClock
 from mesh.config import Config, load_config
 from mesh.deploy import graph_at
 from mesh.engine import Form, Mesh
+from mesh.engine.stages import must_fit
 from mesh.errors import ConfigError
 from mesh.gate import gate
-from mesh.graph import BuiltGraph
 from mesh.metrics import Metrics
 from mesh.providers.engine import PlacedEngines
 from mesh.providers.gguf import settings_of
@@ -54,7 +54,6 @@ from mesh.store.writer import TraversalWriter
 from mesh.telemetry import from_environment
 from mesh.tiers import OwnCounters
 from mesh.units import US_PER_S
-from mesh.vocabulary import Kind
 
 
 def preflight(settings: Mapping[str, Any]) -> Sequence[PlacedTier]:
@@ -72,7 +71,7 @@ def preflight(settings: Mapping[str, Any]) -> Sequence[PlacedTier]:
     gate(found, config.catalogue)
     graphs = [graph.build() for graph in found]
     for graph in graphs:
-        _check_form(graph, Form(settings.get("form", Form.STAGED)))
+        must_fit(graph, Form(settings.get("form", Form.STAGED)))
     check_policies(settings, config, graphs)
     for spec in config.catalogue.tiers.values():
         if spec.provider in HTTP:
@@ -83,14 +82,6 @@ def preflight(settings: Mapping[str, Any]) -> Sequence[PlacedTier]:
     return [
         _placed(config, tier) for tier in sorted({t for graph in graphs for t in graph.tiers()}) if _local(config, tier)
     ]
-
-
-def _check_form(graph: BuiltGraph, form: Form) -> None:
-    """A traversal that waits for a person is kept by LangGraph, so a graph with a human node cannot run bare."""
-    waiting = [name for name, node in graph.nodes.items() if node.kind is Kind.HUMAN]
-    if form is Form.BARE and waiting:
-        problem = f"graph {graph.name!r} waits for a person at {', '.join(waiting)}, which needs LangGraph."
-        raise ConfigError("form", problem, "Leave form=bare out.")
 
 
 def _check_endpoints(spec: ModelSpec) -> None:
