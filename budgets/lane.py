@@ -89,6 +89,32 @@ class Lane:
             self._asked = True
             loop.call_soon(self._now)  # behind what else this turn of the loop asks
 
+    def at_once(self, operation: Operation) -> Any:
+        """Carry out what is waited for, and needs no sync, on this thread, the event loop's. Its outcome.
+
+        Raises:
+            BusyError: that would block, or pass what came before. Nothing was done: `put` it.
+            LedgerUnavailableError: the store cannot be asked; nothing is held, or will be given back.
+        """
+        free = self._store.quick and not (self._jobs or self._stopping or self.problem)
+        if not (free and self._turn.acquire(blocking=False)):
+            raise BusyError
+        try:
+            (outcome,) = self._store.apply(self._number, (operation,), patient=False)
+        except LedgerUnavailableError as error:
+            self._trouble([operation], error)
+            self._tokens.put(None)
+            raise
+        finally:
+            self._turn.release()
+        return outcome
+
+    def soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Nobody is going to ask for anything right now: use that for what is queued, behind this turn of the loop."""
+        if self._store.quick and self._jobs and not self._asked:
+            self._asked = True
+            loop.call_soon(self._now)
+
     def _later(self, loop: asyncio.AbstractEventLoop) -> None:
         if not self._armed:
             self._armed = True
@@ -168,17 +194,23 @@ class Lane:
         return True
 
     def _owe(self, jobs: list[Job], error: LedgerUnavailableError) -> None:
+        self._jobs.extendleft(job for job in reversed(jobs) if job.waiter is None)
+        self._trouble([job.operation for job in jobs], error)
+        self._fail([job for job in jobs if job.waiter is not None], error)
+
+    def _trouble(self, operations: Iterable[Operation], error: LedgerUnavailableError) -> None:
+        """The store could not be asked. Should it have kept these operations all the same, what they hold goes back.
+
+        Their callers are told that nothing is held, so nothing may be.
+        """
         if self.problem is None:
             log.warning("the ledger cannot be asked: %s", error.why)
         self.problem = error.why
         self._retry_s = min(LONGEST_RETRY_S, self._retry_s * 2 or FIRST_RETRY_S)
-        self._jobs.extendleft(job for job in reversed(jobs) if job.waiter is None)
         if isinstance(error, InDoubtError):
-            # The batch may have been kept: its callers are told that nothing is held, so nothing may be.
-            for job in jobs:
-                if isinstance(operation := job.operation, Reserve):
+            for operation in operations:
+                if isinstance(operation, Reserve):
                     self._jobs.append(Job(Resolve(operation.id, operation.accounts, 1, None)))
-        self._fail([job for job in jobs if job.waiter is not None], error)
 
     def _done(self, jobs: Sequence[Job], outcomes: Sequence[Any]) -> None:
         """Answer who waits. A flush is answered once all before it survives a power cut."""

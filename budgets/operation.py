@@ -174,14 +174,18 @@ def must_be_sound(reservation_id: str, amount: Amount, accounts: tuple[Account, 
     """
     if not (NOTHING.within(amount) and amount.within(MOST)):
         raise ValueError(f"{reservation_id}: {amount} cannot be held; each part must be 0 to {MAX_AMOUNT}")
-    names = {account.id for account in accounts}
-    if len(names) != len(accounts):
+    if len({account.id for account in accounts}) != len(accounts):
         raise ValueError(f"{reservation_id}: an account stands twice in its path")
     request, colon, _ = reservation_id.partition(":")
-    if not colon or any(one.scope is Scope.REQUEST and one.id != f"request:{request}" for one in accounts):
-        raise ValueError(f"{reservation_id!r} is not 'request:path:attempt', or its request account is another's")
-    if not (reservation_id.isprintable() and "".join(names).isprintable()):
-        raise ValueError(f"{reservation_id!r} or an account of its path holds characters that do not print")
+    sound = bool(colon) and reservation_id.isprintable()
+    for account in accounts:
+        sound = sound and account.id.isprintable()
+        sound = sound and (account.scope is not Scope.REQUEST or account.id == f"request:{request}")
+    if not sound:
+        raise ValueError(
+            f"{reservation_id!r} is not 'request:path:attempt', its request account is another's, or one of its "
+            f"accounts holds characters that do not print"
+        )
 
 
 def request_of(reservation_id: str) -> str:

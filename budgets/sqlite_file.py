@@ -30,6 +30,7 @@ APPLICATION_ID: Final = 0x6D6C6467  # "mldg"
 OPENING: Final = "SELECT count(*) FROM account"
 FIRST_POLL_S: Final = 0.000_05  # SQLite's own waiting for a lock begins at 1 ms: a transaction takes a tenth of that
 LONGEST_POLL_S: Final = 0.002
+LOOK_S: Final = 0.01  # a look whether the file is still in its place takes as long as two statements
 WAL_PAGES: Final = 1_000  # beyond this, pages are moved into the file
 
 
@@ -48,6 +49,7 @@ class SqliteFile:
         self._busy_s = busy_s
         self._db: Connection = None
         self._inode: tuple[int, int] | None = None
+        self._looked_s = 0.0
         self._wal = -1
         self._wal_lock = threading.Lock()
         must_be_safe(path)
@@ -55,24 +57,9 @@ class SqliteFile:
             make_private(path)
             self._open(OPEN_TRIES)
 
-    @contextlib.contextmanager
-    def transaction(self, *, patient: bool = True) -> Iterator[Connection]:
-        """A write transaction. Kept if the body ends without an exception.
-
-        Raises:
-            LedgerUnavailableError: locked for too long, full, read-only, gone.
-            BusyError: locked, and `patient` is False.
-        """
-        with unavailable(self.path):
-            self._reopen_if_moved()
-            db = self._db
-            self._begin(db, patient=patient)
-            try:
-                yield db
-            except BaseException:
-                roll_back(db)
-                raise
-            self._commit(db)
+    def transaction(self, *, patient: bool = True) -> "Transaction":
+        """A write transaction, kept if its body ends without an exception. `patient`: wait for others who write."""
+        return Transaction(self, patient=patient)
 
     @contextlib.contextmanager
     def reader(self) -> Iterator[Connection]:
@@ -125,52 +112,91 @@ class SqliteFile:
         self._wal = os.open(f"{self.path}-wal", os.O_RDWR)
 
     def _reopen_if_moved(self) -> None:
-        """SQLite goes on writing to a file that was deleted or replaced, without a word. So look, before each use.
+        """SQLite goes on writing to a file that was deleted or replaced, without a word. So look, before a use.
 
         A file that is gone is not made anew: with it went what everybody has spent.
         """
+        now_s = time.monotonic()
+        if self._db is not None and now_s < self._looked_s + LOOK_S:
+            return
         if self._db is None or inode(self.path) != self._inode:
             self.close()
             self._open(1)
+        self._looked_s = now_s
 
-    def _begin(self, db: Connection, *, patient: bool) -> None:
-        until_s = time.perf_counter() + self._busy_s
+    def begin(self, *, patient: bool) -> Connection:
+        """Begin a write transaction, on the file that lies at the path now."""
+        self._reopen_if_moved()
+        until_s = 0.0
         poll_s = FIRST_POLL_S
         while True:
             try:
-                db.execute("BEGIN IMMEDIATE")
+                self._db.execute("BEGIN IMMEDIATE")
             except sqlite.OperationalError as error:
-                if not _is_busy(error) or time.perf_counter() > until_s:
+                now_s = time.perf_counter()
+                until_s = until_s or now_s + self._busy_s
+                if not _is_busy(error) or now_s > until_s:
                     raise
                 if not patient:
                     raise BusyError from error
                 time.sleep(poll_s)
                 poll_s = min(LONGEST_POLL_S, poll_s * 1.5)
             else:
-                return
-
-    def _commit(self, db: Connection) -> None:
-        try:
-            db.execute("COMMIT")
-        except sqlite.Error as error:
-            roll_back(db)
-            raise InDoubtError(f"{self.path.name}: {error}") from error
+                return self._db
 
     def _wal_bytes(self) -> int:
         return os.fstat(self._wal).st_size if self._wal >= 0 else 0
 
 
+class Transaction:
+    """`with` it, and write. A class, as every reservation passes it: generators take three times as long.
+
+    Raises:
+        LedgerUnavailableError: locked for too long, full, read-only, gone.
+        BusyError: locked, and it is not patient.
+    """
+
+    __slots__ = ("_db", "_file", "_patient")
+
+    def __init__(self, file: SqliteFile, *, patient: bool) -> None:
+        self._file, self._patient = file, patient
+        self._db: Connection = None
+
+    def __enter__(self) -> Connection:
+        try:
+            self._db = self._file.begin(patient=self._patient)
+        except (sqlite.Error, OSError) as error:
+            raise _told(self._file.path, error) from error
+        return self._db
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            roll_back(self._db)
+            if isinstance(error, sqlite.Error | OSError):
+                raise _told(self._file.path, error) from error
+            return
+        try:
+            self._db.execute("COMMIT")
+        except sqlite.Error as failed:
+            roll_back(self._db)
+            raise InDoubtError(f"{self._file.path.name}: {failed}") from failed
+
+
 @contextlib.contextmanager
 def unavailable(path: Path) -> Iterator[None]:
-    """Turn what the driver and the disk raise into `LedgerUnavailableError`. Their messages hold no row."""
+    """Turn what the driver and the disk raise into `LedgerUnavailableError`."""
     try:
         yield
-    except (sqlite.IntegrityError, sqlite.InterfaceError, sqlite.ProgrammingError):
-        raise  # a fault of ours, not of the store
-    except sqlite.Error as error:
-        raise LedgerUnavailableError(f"{path.name}: {error}") from error
-    except OSError as error:
-        raise LedgerUnavailableError(f"{path.name}: {error.strerror}") from error
+    except (sqlite.Error, OSError) as error:
+        raise _told(path, error) from error
+
+
+def _told(path: Path, error: Exception) -> Exception:
+    """What to raise for it. The driver's messages and the disk's hold no row."""
+    if isinstance(error, OSError):
+        return LedgerUnavailableError(f"{path.name}: {error.strerror}")
+    ours = isinstance(error, sqlite.IntegrityError | sqlite.InterfaceError | sqlite.ProgrammingError)
+    return error if ours else LedgerUnavailableError(f"{path.name}: {error}")
 
 
 def connected(path: Path) -> Connection:

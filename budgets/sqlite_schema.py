@@ -103,6 +103,7 @@ def _insert(table: str, columns: tuple[str, ...], keys: tuple[str, ...] = ()) ->
 
 _MANY: Final = "(SELECT value FROM json_each(?))"
 PUT_PAGE: Final = _insert("account", (*PAGE, "seal"), ("id",))
+PUT_AMOUNTS: Final = f"UPDATE account SET {', '.join(f'{name} = ?' for name in _AMOUNTS)}, seal = ? WHERE id = ?"
 PUT_HOLD: Final = _insert("hold", (*HOLD, "seal"), ("id",))
 PUT_ENTRY: Final = _insert("entry", ENTRY)
 PUT_HEAD: Final = _insert("head", ("chain", "n", "hash"), ("chain",))
@@ -117,6 +118,10 @@ _ENDED: Final = "kind IN ('settled', 'released', 'expired')"
 GET_ENDS: Final = f"SELECT ref, kind, chain, body FROM entry WHERE {_ENDED} AND ref IN {_MANY}"
 GET_ENDS_OF: Final = f"""SELECT ref, kind, chain, body FROM (SELECT value AS request FROM json_each(?))
     CROSS JOIN entry ON {_ENDED} AND ref > request || ':' AND ref < request || ';'"""
+# those of these requests that have reserved anything
+GET_USED: Final = f"""SELECT value FROM json_each(?)
+    WHERE EXISTS (SELECT 1 FROM hold WHERE id > value || ':' AND id < value || ';')
+    OR EXISTS (SELECT 1 FROM entry WHERE {_ENDED} AND ref > value || ':' AND ref < value || ';')"""
 GET_CORRECTED: Final = f"SELECT ref, body FROM entry WHERE kind = 'corrected' AND ref IN {_MANY}"
 GET_HEADS: Final = f"SELECT chain, n, hash FROM head WHERE chain IN {_MANY}"
 GET_OVERRIDES: Final = f"SELECT {', '.join(OVERRIDE)} FROM override"
@@ -131,10 +136,11 @@ def seal_of(values: tuple[Any, ...]) -> int:
 
 def page_row(page: Page) -> tuple[Any, ...]:
     """The values of `PAGE`."""
-    return (
-        page.id, page.scope, *page.settled, *page.reserved, *page.overrun, *page.suspense,
-        *page.hard, *page.soft, page.crossed,
-    )  # fmt: skip
+    return (page.id, page.scope, *amounts_of(page), *page.hard, *page.soft, page.crossed)
+
+
+def amounts_of(page: Page) -> tuple[int, ...]:
+    return (*page.settled, *page.reserved, *page.overrun, *page.suspense)
 
 
 def page_of(row: tuple[Any, ...]) -> Page:

@@ -13,6 +13,7 @@ from budgets.account import Amount
 from budgets.durable import DurableLedger
 from budgets.open import ledger_url, open_ledger
 from budgets.sqlite import SqliteLedgerStore
+from budgets.sqlite_file import LOOK_S
 from mesh.errors import LedgerUnavailableError, StoreError
 from tests.ledgers import tenant, usd
 
@@ -69,6 +70,7 @@ def faulty(tmp_path, do, undo):
         book = DurableLedger(store)
         held = await book.reserve("r:0:1", usd(60), (tenant(100),))
         do(store)
+        await asyncio.sleep(LOOK_S)
         await book.settle(held, usd(50), estimated=False)
         for n in range(3):
             with pytest.raises(LedgerUnavailableError):

@@ -11,7 +11,7 @@ from budgets.durable import DurableLedger
 from budgets.operation import Look
 from budgets.sqlite import SqliteLedgerStore
 from budgets.store import BusyError, InDoubtError
-from mesh.errors import LedgerUnavailableError
+from mesh.errors import BudgetExceededError, LedgerUnavailableError
 from tests.ledgers import request, tenant, usd
 
 
@@ -80,12 +80,31 @@ def test_what_queues_up_meanwhile_is_one_transaction(tmp_path):
 
 def test_while_nobody_else_writes_the_event_loop_books_by_itself_and_what_one_turn_asks_is_one_transaction(tmp_path):
     async def work(book, store):
+        first = await book.reserve("first:0:1", usd(1), (tenant(),))
         asking = [book.reserve(f"r{n}:0:1", usd(1), (tenant(),)) for n in range(20)]
-        held = await asyncio.gather(*asking)
-        assert store.batches == [20]
-        await book.settle(held[0], usd(1), estimated=False)
+        await asyncio.gather(*asking)
+        assert store.batches == [1, 20]
+        await book.settle(first, usd(1), estimated=False)
         await book.reserve("later:0:1", usd(1), (tenant(),))
-        assert store.batches == [20, 2]  # what nobody waited for went with it
+        assert store.batches == [1, 20, 2]  # what nobody waited for went with it
+        assert set(store.threads) == {threading.main_thread()}
+
+    on(tmp_path, work)
+
+
+def test_a_reservation_that_has_no_company_waits_for_nothing_and_its_end_is_booked_right_behind_its_request(tmp_path):
+    async def work(book, store):
+        asking = book.reserve("r:0:1", usd(1), (request("r"), tenant()))
+        with pytest.raises(StopIteration) as done:
+            asking.send(None)  # it ends without having waited once
+        assert store.batches == [1]
+        await book.settle(done.value.value, usd(1), estimated=False)
+        assert book.owed == 1
+        await book.finish(request("r"))
+        assert book.owed == 1, "not before the turn of the event loop in which the reply goes out is over"
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert (book.owed, store.batches) == (0, [1, 1])
         assert set(store.threads) == {threading.main_thread()}
 
     on(tmp_path, work)
@@ -255,6 +274,8 @@ def test_a_long_log_is_moved_into_the_file_beside_the_work(tmp_path, monkeypatch
 
 def test_what_operations_are_at_fault_is_found_out_by_the_thread_and_not_by_the_event_loop(tmp_path):
     async def work(book, store):
+        await book.reserve("before:0:1", usd(1), (tenant(),))  # it is on its way, so that the others wait for company
+        store.threads.clear()
         good = [asyncio.ensure_future(book.reserve(f"r:0:{n}", usd(1), (tenant(),))) for n in (1, 2)]
         faulty = asyncio.ensure_future(book._ask(book._lanes[0], Look("faulty")))
         outcomes = await asyncio.gather(*good, faulty, return_exceptions=True)
@@ -265,16 +286,36 @@ def test_what_operations_are_at_fault_is_found_out_by_the_thread_and_not_by_the_
     on(tmp_path, work)
 
 
-def test_what_is_known_of_accounts_holds_no_request(tmp_path):
-    """They would only become more, and each has no row."""
+def test_a_reservation_that_no_thread_waits_for_is_given_back_when_its_commit_is_in_doubt(tmp_path):
+    async def work(book, store):
+        store.lost_commits = 1
+        with pytest.raises(LedgerUnavailableError, match="the answer was lost"):
+            await book.reserve("r:0:1", usd(5), (tenant(),))
+        await asyncio.to_thread(until_booked, book)
+        assert book.problem is None, "its thread asks again by itself"
+        assert (await book.balance(tenant())).reserved == NOTHING
+        assert [str(entry.kind) for entry in await book.entries()] == ["released"]
+
+    on(tmp_path, work)
+
+
+def test_what_is_known_of_requests_does_not_become_more_and_what_was_forgotten_is_read_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("budgets.sqlite.KNOWN_REQUESTS", 3)
 
     async def work(book, store):
-        for n in range(5):
+        first = await book.reserve("r0:0:1", usd(2), (request("r0", 5), tenant()))
+        for n in range(1, 6):
             held = await book.reserve(f"r{n}:0:1", usd(1), (request(f"r{n}"), tenant()))
             await book.settle(held, usd(1), estimated=False)
-            await book.finish(request(f"r{n}"))
-        await book.balance(request("r3"))
         await book.flush()
-        assert set(store._known.pages) == {tenant().id}
+        known = store._known
+        assert set(known.pages) == {tenant().id, "request:r3", "request:r4", "request:r5"}
+        assert set(known.requests) == {"r3", "r4", "r5"}
+        assert (set(known.holds), set(known.ended)) == (set(), {"r3:0:1", "r4:0:1", "r5:0:1"})
+        with pytest.raises(BudgetExceededError):
+            await book.reserve("r0:1:1", usd(4), (request("r0", 5), tenant()))
+        await book.settle(first, usd(1), estimated=False)
+        assert (await book.balance(request("r0"))).settled == usd(1)
+        assert (await book.reserve("r0:1:1", usd(4), (request("r0", 5), tenant()))).state == "live"
 
     on(tmp_path, work)
