@@ -65,7 +65,7 @@ class DurableLedger:
         self._store = store
         self._owner = owner
         self._wait_s = wait_s
-        self._open: set[str] = set()  # reservations that wait for the end of their call
+        self._open: set[str] = set()  # reservations that are asked for, or whose call has not ended
         self._syncer = Syncer(store) if store.syncs else None
         self._lanes = [Lane(store, number, self._syncer) for number in range(store.lanes)]
 
@@ -89,9 +89,15 @@ class DurableLedger:
     ) -> Reservation:
         must_be_sound(reservation_id, amount, accounts)
         lane, operation = self._lane(accounts), Reserve(reservation_id, amount, accounts, lease_us, self._owner)
-        reservation = held(reservation_id, accounts, await self._asked(lane, operation))
-        if reservation.state == LIVE:
-            self._open.add(reservation_id)
+        alone = not self._open
+        self._open.add(reservation_id)
+        try:
+            reservation = held(reservation_id, accounts, await self._asked(lane, operation, alone=alone))
+        except BaseException:
+            self._open.discard(reservation_id)
+            raise
+        if reservation.state != LIVE:
+            self._open.discard(reservation_id)
         return reservation
 
     async def settle(self, reservation: Reservation, actual: Amount, *, estimated: bool) -> Settlement:
@@ -116,9 +122,7 @@ class DurableLedger:
         return balance
 
     async def finish(self, account: Account) -> None:
-        """Durable books tell a request's use by its reservations: but this is a moment to book what ended with it."""
-        if not self._open:
-            self._lane((account,)).soon(asyncio.get_running_loop())
+        """Nothing: durable books tell a request's use by its reservations."""
 
     async def check(self) -> None:
         await self._ask(self._lanes[0], Look(""))
@@ -167,7 +171,9 @@ class DurableLedger:
         return await asyncio.to_thread(self._store.items, after)
 
     async def admit(self, request_id: str, tenant: str, pace: Pace, *, lease_us: int = SLOT_LEASE_US) -> Passed:
-        return let_in(await self._asked(self._lane_of(tenant), Admit(request_id, tenant, pace, lease_us)))
+        return let_in(
+            await self._asked(self._lane_of(tenant), Admit(request_id, tenant, pace, lease_us), alone=not self._open)
+        )
 
     def leave(self, request_id: str, tenant: str) -> None:
         self._lane_of(tenant).put(Job(Leave(request_id)))
@@ -219,12 +225,12 @@ class DurableLedger:
         operation = Resolve(reservation.id, reservation.accounts, reservation.epoch, actual, estimated)
         self._lane(reservation.accounts).put(Job(operation))
 
-    async def _asked(self, lane: Lane, operation: Reserve | Admit) -> Any:
-        """As `_ask`; but where no other call is on its way, at once: then there is nobody to share a transaction with.
+    async def _asked(self, lane: Lane, operation: Reserve | Admit, *, alone: bool) -> Any:
+        """As `_ask`; but at once where nobody else has a call on its way, or asks for one, to share a transaction with.
 
         Source: benchmarks/ledger_share.py
         """
-        if not self._open:
+        if alone:
             with contextlib.suppress(BusyError):
                 return lane.at_once(operation)
         return await self._ask(lane, operation)

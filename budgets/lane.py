@@ -16,8 +16,20 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeAlias
 
-from budgets.operation import Conflict, Flush, Found, Operation, Reserve, Resolve
+from budgets.operation import (
+    Admit,
+    Conflict,
+    Flush,
+    Found,
+    Leave,
+    Operation,
+    Refusal,
+    Reserve,
+    Resolve,
+    request_of,
+)
 from budgets.store import BusyError, InDoubtError, LedgerStore
+from budgets.turnstile import Full
 from mesh.errors import LedgerUnavailableError
 
 log = logging.getLogger("mesh.ledger")
@@ -25,8 +37,11 @@ log = logging.getLogger("mesh.ledger")
 LINGER_S: Final = 0.005
 """How long what nobody waits for may wait for company: a settlement for the disk, on PostgreSQL for the server."""
 
-SOON_S: Final = 0.001  # the event loop's own: a settlement lets the reply go out before it
+SOON_S: Final = 0.004
+"""The same where the event loop books itself, for which it has to leave its requests alone: so some at a time."""
+
 MAX_BATCH: Final = 256
+MAX_PASSED: Final = 8
 MAX_HERE: Final = 64  # operations that an event loop carries out at once: some milliseconds; of more, the thread does
 IDLE_S: Final = 0.25  # a lane looks by itself this often, should its event loop have gone
 FIRST_RETRY_S: Final = 0.05
@@ -89,15 +104,15 @@ class Lane:
             self._asked = True
             loop.call_soon(self._now)  # behind what else this turn of the loop asks
 
-    def at_once(self, operation: Operation) -> Any:
-        """Carry out what is waited for, and needs no sync, on this thread, the event loop's. Its outcome.
+    def at_once(self, operation: Reserve | Admit) -> Any:
+        """Carry out what is waited for on this thread, the event loop's, before what only waits for company.
 
         Raises:
-            BusyError: that would block, or pass what came before. Nothing was done: `put` it.
+            BusyError: that would block, or what it passed might change its outcome. Nothing was done: `put` it.
             LedgerUnavailableError: the store cannot be asked; nothing is held, or will be given back.
         """
-        free = self._store.quick and not (self._jobs or self._stopping or self.problem)
-        if not (free and self._turn.acquire(blocking=False)):
+        free = self._store.quick and not (self._stopping or self._asked or self.problem)
+        if not (free and self._passable(operation) and self._turn.acquire(blocking=False)):
             raise BusyError
         try:
             (outcome,) = self._store.apply(self._number, (operation,), patient=False)
@@ -107,13 +122,18 @@ class Lane:
             raise
         finally:
             self._turn.release()
+        if self._jobs and isinstance(outcome, Refusal | Full):
+            raise BusyError  # what is queued may give back what was missing
         return outcome
 
-    def soon(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Nobody is going to ask for anything right now: use that for what is queued, behind this turn of the loop."""
-        if self._store.quick and self._jobs and not self._asked:
-            self._asked = True
-            loop.call_soon(self._now)
+    def _passable(self, operation: Reserve | Admit) -> bool:
+        """Whether all that is queued only waits for company, and concerns other requests."""
+        if len(self._jobs) > MAX_PASSED:
+            return False
+        mine = request_of(operation.id)
+        return all(
+            isinstance(job.operation, Resolve | Leave) and request_of(job.operation.id) != mine for job in self._jobs
+        )
 
     def _later(self, loop: asyncio.AbstractEventLoop) -> None:
         if not self._armed:

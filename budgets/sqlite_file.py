@@ -116,7 +116,7 @@ class SqliteFile:
 
         A file that is gone is not made anew: with it went what everybody has spent.
         """
-        now_s = time.monotonic()
+        now_s = time.perf_counter()
         if self._db is not None and now_s < self._looked_s + LOOK_S:
             return
         if self._db is None or inode(self.path) != self._inode:

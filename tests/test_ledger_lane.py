@@ -8,6 +8,7 @@ import pytest
 
 from budgets.account import NOTHING
 from budgets.durable import DurableLedger
+from budgets.lane import SOON_S
 from budgets.operation import Look
 from budgets.sqlite import SqliteLedgerStore
 from budgets.store import BusyError, InDoubtError
@@ -92,20 +93,36 @@ def test_while_nobody_else_writes_the_event_loop_books_by_itself_and_what_one_tu
     on(tmp_path, work)
 
 
-def test_a_reservation_that_has_no_company_waits_for_nothing_and_its_end_is_booked_right_behind_its_request(tmp_path):
+def sent(asking):
+    """What a coroutine returns that never waits."""
+    with pytest.raises(StopIteration) as done:
+        asking.send(None)
+    return done.value.value
+
+
+def test_a_reservation_that_has_no_company_waits_for_nothing_and_settlements_follow_together(tmp_path):
     async def work(book, store):
-        asking = book.reserve("r:0:1", usd(1), (request("r"), tenant()))
-        with pytest.raises(StopIteration) as done:
-            asking.send(None)  # it ends without having waited once
-        assert store.batches == [1]
-        await book.settle(done.value.value, usd(1), estimated=False)
-        assert book.owed == 1
-        await book.finish(request("r"))
-        assert book.owed == 1, "not before the turn of the event loop in which the reply goes out is over"
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert (book.owed, store.batches) == (0, [1, 1])
+        for n in range(3):
+            held = sent(book.reserve(f"r{n}:0:1", usd(1), (request(f"r{n}"), tenant())))
+            await book.settle(held, usd(1), estimated=False)
+        assert (book.owed, store.batches) == (3, [1, 1, 1])
+        await asyncio.sleep(SOON_S * 5)
+        assert (book.owed, store.batches) == (0, [1, 1, 1, 3])
         assert set(store.threads) == {threading.main_thread()}
+
+    on(tmp_path, work)
+
+
+def test_a_reservation_never_passes_what_may_change_its_outcome(tmp_path):
+    async def work(book, store):
+        held = await book.reserve("r0:0:1", usd(4), (request("r0", 5), tenant(5)))
+        await book.settle(held, usd(1), estimated=False)
+        again = await book.reserve("r0:0:1", usd(4), (request("r0", 5), tenant(5)))
+        assert again.state == "settled", "its own settlement comes first"
+        held = await book.reserve("r0:1:1", usd(4), (request("r0", 5), tenant(5)))
+        await book.settle(held, usd(0), estimated=False)
+        held = await book.reserve("r1:0:1", usd(4), (request("r1", 5), tenant(5)))
+        assert held.state == "live", "and so does what another request gives back, where it is needed"
 
     on(tmp_path, work)
 
