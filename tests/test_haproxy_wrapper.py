@@ -51,6 +51,7 @@ def test_statistics_and_metrics_move_to_loopback_and_the_headers_go(tmp_path):
     ]
     assert " mode 600 " in lines(config, "stats socket")[0]
     assert lines(config, "return status 404")
+    assert not lines(config, "set-header x-request-d"), "other applications may count on Serve's looking"
 
 
 def test_headers_that_serve_cannot_decode_or_should_not_read_go_too(tmp_path):
@@ -69,10 +70,11 @@ def test_a_reload_starts_from_a_file_that_serve_wrote_anew(tmp_path):
     assert len(lines(config, "del-header x-request-[td]")) == 2
 
 
-def test_where_we_are_alone_a_missing_application_is_503_and_not_404(tmp_path):
+def test_where_we_are_alone_serve_does_not_look_who_leaves_and_a_missing_application_is_503_and_not_404(tmp_path):
     config = written(tmp_path)
     ran = mended(tmp_path, config, **{ONLY_ENV: "1"})
     assert ran.returncode == 0, ran.stderr
+    assert lines(config, "set-header x-request-d") == ["http-request set-header x-request-disconnect-disabled ?1"]
     assert not lines(config, "return status 404")
     assert len(lines(config, r"return status 503 content-type application/json")) == 2
 

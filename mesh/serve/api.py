@@ -4,7 +4,6 @@ Nothing here knows Ray: a replica, a test and any other ASGI server can host it.
 """
 
 import asyncio
-import contextlib
 import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -56,6 +55,7 @@ from mesh.serve.status import DRAINING, INTERNAL, Failed, failure_of, failure_of
 from mesh.serve.tenancy import ANYBODY, Tenancy
 from mesh.serve.traffic import Traffic
 from mesh.serve.traversals import TraversalPages
+from mesh.serve.watching import watching
 from mesh.serve.wire import ChatCall, check_tiers, ignored_hints, parse_chat
 from mesh.store.contents import as_kept
 from mesh.store.job_content import Asked as AskedJob
@@ -66,7 +66,6 @@ from mesh.vocabulary import Role
 log = logging.getLogger("mesh.api")
 T = TypeVar("T")
 
-WATCH_AFTER_S = 0.2  # short calls are over by then, and need no watcher; cancelling is promised within a second
 UNBOOKED = "Calls and requests whose end the ledger failed to take; what it holds for them ends with its lease."
 INLINE_BYTES = 128 * 1024  # larger bodies are checked in a thread
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -301,7 +300,7 @@ class Api:
                     return await self._walk(sending, mesh, call, request_id, meta, started_us)
 
         if key is None:
-            with _watching(receive):
+            with watching(receive):
                 await run(send)
         else:
             asked = Asked(
@@ -438,36 +437,3 @@ def said_of_itself(headers: Mapping[str, str]) -> tuple[str | None, int, str | N
         int(retries) if retries.isascii() and retries.isdigit() and len(retries) < 4 else 0,
         parent if TRACEPARENT.fullmatch(parent) else None,
     )
-
-
-class _watching:  # noqa: N801 -- reads as a statement: `with _watching(receive):`
-    """Cancels the task inside as soon as its client goes away.
-
-    Serve cancels too, but a client can ask it not to (`x-request-disconnect-disabled`), so we look ourselves.
-    """
-
-    __slots__ = ("_receive", "_task", "_timer", "_watcher")
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._watcher: asyncio.Task[None] | None = None
-
-    def __enter__(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
-        self._timer = loop.call_later(WATCH_AFTER_S, self._start)
-
-    def _start(self) -> None:
-        self._watcher = asyncio.get_running_loop().create_task(self._watch())
-
-    async def _watch(self) -> None:
-        with contextlib.suppress(asyncio.CancelledError):
-            while (await self._receive())["type"] != "http.disconnect":
-                pass
-            if self._task is not None:
-                self._task.cancel()
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._timer.cancel()
-        if self._watcher is not None:
-            self._watcher.cancel()

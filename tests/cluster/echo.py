@@ -19,6 +19,7 @@ from mesh.hop import Hop
 from mesh.node import Node
 from mesh.serve.flags import auth_state, flags_in_effect
 from mesh.serve.placed import PlacedTier
+from mesh.serve.watching import watching
 from mesh.state import State, Verdict
 from mesh.vocabulary import AttemptStatus, Cause, Kind
 
@@ -142,11 +143,14 @@ class Echo:
         """One line every tenth of a second, or `pause_s`; notes whether it was let to its end."""
         asked = dict(pair.split("=") for pair in scope["query_string"].decode().split("&"))
         count, pause_s = int(asked["n"]), float(asked.get("pause_s", 0.1))
+        while (await receive()).get("more_body"):
+            pass
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
         try:
-            for number in range(count):
-                await asyncio.sleep(pause_s)
-                await send({"type": "http.response.body", "body": b"%d\n" % number, "more_body": True})
+            with watching(receive):
+                for number in range(count):
+                    await asyncio.sleep(pause_s)
+                    await send({"type": "http.response.body", "body": b"%d\n" % number, "more_body": True})
         except asyncio.CancelledError:
             self._note("cancelled")
             raise
