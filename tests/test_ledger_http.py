@@ -16,6 +16,7 @@ from budgets.durable import DurableLedger
 from budgets.ledger import Act, Override
 from budgets.postgres import PostgresLedgerStore
 from budgets.sqlite import SqliteLedgerStore
+from budgets.sqlite_file import LOOK_S
 from mesh.providers.scripted import Scripted
 from mesh.vocabulary import EntryKind
 from tests.api_server import served
@@ -116,6 +117,7 @@ class Faulty:
             for suffix in ("", "-wal", "-shm"):
                 there, away = self.folder / f"ledger.sqlite3{suffix}", self.folder / f"away{suffix}"
                 (there if on else away).rename(away if on else there)
+            time.sleep(LOOK_S)
         elif on:
             self.server.stop()
         else:
