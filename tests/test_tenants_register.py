@@ -135,6 +135,7 @@ def test_what_is_no_longer_looked_at_is_forgotten(stand):
             book.leave(f"r{n}", "acme")
             stand.move(13 * SECOND_US)
         assert await let_in(book, "last", FIVE) is None
+        await book.flush()
         assert _rows(stand, book, "pass") <= 5
         assert _rows(stand, book, "slot") == 1
 
