@@ -112,9 +112,11 @@ class Lane:
             LedgerUnavailableError: the store cannot be asked; nothing is held, or will be given back.
         """
         free = self._store.quick and not (self._stopping or self._asked or self.problem)
-        if not (free and self._passable(operation) and self._turn.acquire(blocking=False)):
+        if not (free and self._turn.acquire(blocking=False)):
             raise BusyError
         try:
+            if not self._passable(operation):
+                raise BusyError
             (outcome,) = self._store.apply(self._number, (operation,), patient=False)
         except LedgerUnavailableError as error:
             self._trouble([operation], error)
@@ -128,11 +130,11 @@ class Lane:
 
     def _passable(self, operation: Reserve | Admit) -> bool:
         """Whether all that is queued only waits for company, and concerns other requests."""
-        if len(self._jobs) > MAX_PASSED:
-            return False
-        mine = request_of(operation.id)
-        return all(
-            isinstance(job.operation, Resolve | Leave) and request_of(job.operation.id) != mine for job in self._jobs
+        if not self._jobs:
+            return True
+        queued, mine = list(self._jobs), request_of(operation.id)  # another loop may put something meanwhile
+        return len(queued) <= MAX_PASSED and all(
+            isinstance(job.operation, Resolve | Leave) and request_of(job.operation.id) != mine for job in queued
         )
 
     def _later(self, loop: asyncio.AbstractEventLoop) -> None:
