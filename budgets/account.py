@@ -22,6 +22,8 @@ class Amount(NamedTuple):
 
     # amounts add; they are never joined
     def __add__(self, other: "Amount") -> "Amount":  # type: ignore[override]
+        if other is NOTHING:
+            return self
         nusd, tokens, requests, steps = other
         return _new(Amount, (self[0] + nusd, self[1] + tokens, self[2] + requests, self[3] + steps))
 
@@ -57,8 +59,7 @@ class Quota(NamedTuple):
 UNLIMITED: Final = Quota()
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
+class Account(NamedTuple):
     """A budget with a scope. Limits of None are unlimited; the account is still kept, so that use is known.
 
     `id` is unique among all accounts: 'request:<id>', 'tenant:acme:2026-11'. Hard limits (`limit_*`) refuse; soft ones
@@ -78,11 +79,11 @@ class Account:
 
     @property
     def hard(self) -> Quota:
-        return Quota(self.limit_nusd, self.limit_tokens, self.limit_requests, self.limit_steps)
+        return _new(Quota, self[2:6])
 
     @property
     def soft(self) -> Quota:
-        return Quota(self.soft_nusd, self.soft_tokens, self.soft_requests, self.soft_steps)
+        return _new(Quota, self[6:10])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """What an operation's outcome means for the reservation that its caller holds."""
 
-from typing import Any
+from typing import Any, Final
 
 from budgets.account import Account, Amount
 from budgets.ledger import Reservation, Settlement, mint
@@ -8,6 +8,9 @@ from budgets.operation import Conflict, Found, Keep, Refusal
 from budgets.turnstile import Full, Passed
 from mesh.errors import BudgetExceededError, RateLimitedError, RegisterConflictError, ReservationError
 from mesh.vocabulary import EntryKind
+
+SETTLED: Final = EntryKind.SETTLED.value
+RELEASED: Final = EntryKind.RELEASED.value
 
 
 def held(reservation_id: str, accounts: tuple[Account, ...], outcome: Found | Refusal) -> Reservation:
@@ -34,10 +37,10 @@ def settled(reservation: Reservation, actual: Amount, *, estimated: bool) -> tup
     """
     if reservation.settlement is not None:
         return reservation.settlement, False
-    if reservation.state == EntryKind.RELEASED:
+    if reservation.state == RELEASED:
         raise ReservationError(reservation.id, reservation.state)
     settlement = Settlement(actual, actual.beyond(reservation.amount), estimated)
-    reservation.state, reservation.settlement = EntryKind.SETTLED.value, settlement
+    reservation.state, reservation.settlement = SETTLED, settlement
     return settlement, True
 
 
@@ -47,10 +50,10 @@ def released(reservation: Reservation) -> bool:
     Raises:
         ReservationError: it was settled.
     """
-    if reservation.state == EntryKind.SETTLED:
+    if reservation.state == SETTLED:
         raise ReservationError(reservation.id, reservation.state)
-    first = reservation.state != EntryKind.RELEASED
-    reservation.state = EntryKind.RELEASED.value
+    first = reservation.state != RELEASED
+    reservation.state = RELEASED
     return first
 
 

@@ -6,7 +6,7 @@ test-suite and one model hold both to the same behaviour.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -59,8 +59,7 @@ class Page:
     closed: bool = False  # finished: it goes when it holds nothing
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(NamedTuple):
     """A live reservation."""
 
     id: str
@@ -74,8 +73,7 @@ class Hold:
     created_us: int
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(NamedTuple):
     """A reservation that is not live any more."""
 
     kind: EntryKind
@@ -146,7 +144,7 @@ def _reserve(operation: Reserve, sheet: Sheet) -> Found | Refusal:
     hold = Hold(
         operation.id,
         chain_of(accounts),
-        tuple(account.id for account in accounts),
+        tuple([account.id for account in accounts]),
         operation.amount,
         operation.owner,
         1,
@@ -163,22 +161,14 @@ def _resolve(operation: Resolve, sheet: Sheet) -> Conflict | None:
     hold = sheet.holds.get(operation.id)
     if hold is None or hold.epoch != operation.epoch:
         return _late(operation, sheet)
-    actual = NOTHING if operation.actual is None else operation.actual
-    kind = EntryKind.RELEASED if operation.actual is None else EntryKind.SETTLED
+    kind, actual = EntryKind.SETTLED, operation.actual
+    if actual is None:
+        kind, actual = EntryKind.RELEASED, NOTHING
+    amount, overrun = hold.amount, actual.beyond(hold.amount)
     _end(
         sheet,
         hold,
-        kind,
-        Ended(
-            kind,
-            hold.chain,
-            hold.accounts,
-            hold.amount,
-            actual,
-            actual.beyond(hold.amount),
-            operation.estimated,
-            hold.epoch,
-        ),
+        Ended(kind, hold.chain, hold.accounts, amount, actual, overrun, operation.estimated, hold.epoch),
     )
     return None
 
@@ -187,11 +177,10 @@ def _expire(operation: Expire, sheet: Sheet) -> bool:
     hold = sheet.holds.get(operation.id)
     if hold is None or not lease_ended(hold, sheet):
         return False
-    kind = EntryKind.EXPIRED
     # The epoch moves on, so that whoever still works under the lease that ended is told apart.
     amount = hold.amount
-    ended = Ended(kind, hold.chain, hold.accounts, amount, amount, NOTHING, estimated=True, epoch=hold.epoch + 1)
-    _end(sheet, hold, kind, ended)
+    kind, epoch = EntryKind.EXPIRED, hold.epoch + 1
+    _end(sheet, hold, Ended(kind, hold.chain, hold.accounts, amount, amount, NOTHING, estimated=True, epoch=epoch))
     return True
 
 
@@ -341,13 +330,12 @@ def _rank(account: Account) -> int:
 
 def _refusal(sheet: Sheet, account: Account, amount: Amount) -> Refusal | None:
     page = sheet.pages.get(account.id)
-    used = amount if page is None else page.settled + page.reserved + amount
-    hard = hard_of(sheet, account.id, account.hard)
-    for at, limit in enumerate(hard):
+    settled, reserved = (NOTHING, NOTHING) if page is None else (page.settled, page.reserved)
+    for at, limit in enumerate(hard_of(sheet, account.id, account.hard)):
         bound = MAX_TOTAL if limit is None else limit
-        if used[at] > bound:
-            asked = amount[at]
-            return Refusal(account.scope.value, account.id, DIMENSIONS[at].value, asked, used[at] - asked, bound)
+        used, asked = settled[at] + reserved[at], amount[at]
+        if used + asked > bound:
+            return Refusal(account.scope.value, account.id, DIMENSIONS[at].value, asked, used, bound)
     return None
 
 
@@ -378,7 +366,7 @@ def _late(operation: Resolve, sheet: Sheet) -> Conflict | None:
     return None
 
 
-def _end(sheet: Sheet, hold: Hold, kind: EntryKind, ended: Ended) -> None:
+def _end(sheet: Sheet, hold: Hold, ended: Ended) -> None:
     """Take a hold off its accounts and book what it came to. A reservation ends exactly once."""
     del sheet.holds[hold.id]
     sheet.held.discard(hold.id)
@@ -387,9 +375,8 @@ def _end(sheet: Sheet, hold: Hold, kind: EntryKind, ended: Ended) -> None:
     for name in hold.accounts:
         if (page := sheet.pages.get(name)) is not None:
             page.reserved -= hold.amount
-            sheet.changed.add(name)
-    suspense = hold.amount if kind is EntryKind.EXPIRED else NOTHING
-    _post(sheet, hold.id, kind, ended, Change(hold.accounts, ended.settled, ended.overrun, suspense), hold.owner)
+    suspense = hold.amount if ended.kind is EntryKind.EXPIRED else NOTHING
+    _post(sheet, hold.id, ended.kind, ended, Change(hold.accounts, ended.settled, ended.overrun, suspense), hold.owner)
 
 
 def _post(sheet: Sheet, ref: str, kind: EntryKind, ended: Ended, change: Change, owner: str) -> None:

@@ -9,7 +9,6 @@ by a thread of their own, so that no reservation waits for the disk.
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -153,7 +152,7 @@ class _Known:
                 change = change_of(EntryKind.CORRECTED, body)
                 known = self.ended[ref]
                 settled = known.settled + change.settled
-                self.ended[ref] = replace(known, settled=settled, overrun=change.overrun, corrected=True)
+                self.ended[ref] = known._replace(settled=settled, overrun=change.overrun, corrected=True)
 
 
 class SqliteLedgerStore:

@@ -31,7 +31,7 @@ def not_priceable(messages: Sequence[Mapping[str, Any]], params: Mapping[str, An
     for tool in tools if isinstance(tools, list | tuple) else ():
         if isinstance(tool, Mapping) and tool.get("type", "function") not in _TOOLS:
             return "tools"
-    return next((kind for message in messages if (kind := _dear_part(message)) is not None), None)
+    return next(filter(None, map(_dear_part, messages)), None)
 
 
 def covers(spec: ModelSpec, service: object) -> bool:

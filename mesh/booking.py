@@ -3,10 +3,10 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Coroutine
-from dataclasses import dataclass, replace
-from typing import Any, Final, TypeVar
+from dataclasses import replace
+from typing import Any, Final, NamedTuple, TypeVar
 
-from budgets.ledger import Ledger, Reservation
+from budgets.ledger import Reservation
 from mesh.billing import prices_served
 from mesh.catalogue import ModelSpec
 from mesh.errors import MeshError, ProviderError
@@ -23,8 +23,7 @@ log = logging.getLogger("mesh.hop")
 HTTP_ERRORS: Final = 400
 
 
-@dataclass(frozen=True, slots=True)
-class Bill:
+class Bill(NamedTuple):
     """What an attempt came to. `free`: nothing was, because it never reached the provider or was refused by it."""
 
     usage: Usage
@@ -66,33 +65,30 @@ def _estimate(spec: ModelSpec, call: Call, progress: Progress) -> Usage:
     return Usage(input=min(counted, spec.context_window), output=output)
 
 
-async def held(door: Door, reserving: Coroutine[Any, Any, Reservation]) -> Reservation:
+def held(door: Door, reserving: Coroutine[Any, Any, Reservation]) -> Coroutine[Any, Any, Reservation]:
     """The reservation. If the request is cancelled while it is being held, it is given back."""
-    ledger = door.ledger
-    if ledger.immediate:
-        return await reserving
+    return reserving if door.ledger.immediate else _held(door, reserving)
+
+
+async def _held(door: Door, reserving: Coroutine[Any, Any, Reservation]) -> Reservation:
     task = asyncio.ensure_future(reserving)
     try:
         return await shielded(task)
     except asyncio.CancelledError:
         if not task.cancelled() and task.exception() is None:
-            await entered(door, task.result().id, ledger.release(task.result()))
+            await entered(door, task.result().id, door.ledger.release(task.result()))
         raise
 
 
-async def booked(ledger: Ledger, work: Coroutine[Any, Any, T]) -> T:
-    """Run a step of the ledger to its end whatever happens to the request. One that never suspends needs no shield."""
-    return await (work if ledger.immediate else shielded(work))
-
-
 async def entered(door: Door, what: str, closing: Coroutine[Any, Any, object]) -> bool:
-    """Book the end of a call, or of a request. False where the ledger failed to take it: that is logged and counted.
+    """Book the end of a call, or of a request, whatever happens to it meanwhile.
 
+    False where the ledger failed to take it: that is logged and counted.
     It raises nothing of its own, because what was paid for is delivered all the same. A reservation that could not be
     settled stays held, and the ledger's lease has the last word on it.
     """
     try:
-        await booked(door.ledger, closing)
+        await (closing if door.ledger.immediate else shielded(closing))
     except asyncio.CancelledError as cancelled:
         if cancelled.__cause__ is not None:
             _count_unbooked(door, what, cancelled.__cause__)

@@ -4,8 +4,7 @@ The door asks this again right before the wire, whatever chose the tier: no fall
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from budgets.tenants import Tenant
 from mesh.billing import not_priceable
@@ -21,8 +20,7 @@ from mesh.vocabulary import Capability, Privacy, Reason
 EXPOSURE = {Privacy.LOCAL: 0, Privacy.PRIVATE: 1, Privacy.PUBLIC: 2}
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A tier that may be called, its known prices, and the endpoints that the request may be sent to."""
 
     spec: ModelSpec
@@ -38,7 +36,7 @@ def candidate_endpoints(
     if spec is None or spec.provider not in run.door.providers:
         return None, [Rejection(tier, Reason.NOT_CONFIGURED)]
     # a weight of 0 switches an endpoint off, and so does room for no call
-    endpoints = tuple(e for e in spec.endpoints if e.weight and e.max_concurrent != 0)
+    endpoints = tuple([e for e in spec.endpoints if e.weight and e.max_concurrent != 0])
     if not endpoints:
         return None, [Rejection(tier, Reason.NOT_CONFIGURED)]
     hints, tenant = run.request.hints, run.meta.payer.tenant
@@ -95,7 +93,7 @@ def _in_region(found: Candidate, regions: Sequence[str], reason: Reason) -> tupl
         for e in found.endpoints
         if e.region not in regions
     ]
-    return (replace(found, endpoints=inside) if inside else None), out
+    return (found._replace(endpoints=inside) if inside else None), out
 
 
 def needed_capabilities(messages: Sequence[Message], params: Mapping[str, Any]) -> list[Capability]:
@@ -108,7 +106,7 @@ def needed_capabilities(messages: Sequence[Message], params: Mapping[str, Any]) 
         needed.append(Capability.JSON)
     if params.get("logprobs"):
         needed.append(Capability.LOGPROBS)
-    if any(_has_image(message) for message in messages):
+    if any(map(_has_image, messages)):
         needed.append(Capability.VISION)
     return needed
 

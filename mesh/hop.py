@@ -6,7 +6,7 @@ the deterministic id `request:path:attempt`.
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +29,7 @@ from mesh.quote import Quote, clamped, quote_of
 from mesh.run import Run
 from mesh.shelf import Shelf, shelf_of
 from mesh.state import Answer, Request, Signal, State
-from mesh.tiers import taken
+from mesh.tiers import Counters, taken
 from mesh.trace import AttemptRecord, HopRecord, Rejection
 from mesh.units import utc_text
 from mesh.vocabulary import CUT, DECIDING, AttemptStatus, Capability, Cause, Dimension, Ended, Failure, Reason
@@ -38,6 +38,7 @@ RETRYABLE = frozenset({AttemptStatus.TIMEOUT, AttemptStatus.UNAVAILABLE, Attempt
 FINAL_CAUSES = frozenset({Cause.UPSTREAM_REJECTED, Cause.CONTEXT_LENGTH, Cause.UPSTREAM_AUTH, Cause.NOT_CONFIGURED})
 BACKOFF_BASE_US = 250_000
 BACKOFF_CAP_US = 8_000_000
+ONE_REQUEST = Amount(0, 0, requests=1)
 ONE_STEP = Amount(0, 0, steps=1)
 CLAMPINGS = 8  # of one reservation
 _REFUSED_BY = {Dimension.TOKENS.value: Cause.TOKEN_CAP, Dimension.COST_NUSD.value: Cause.MONEY_CAP}
@@ -180,9 +181,13 @@ class Hop(Circumstances):
         messages = self._request.messages if messages is None else messages
         params = self._request.params if params is None else params
         candidate = self._candidate(tier, messages, params)
-        await self._may_escalate(candidate.spec)
-        params = self._affordable(candidate.spec, params)
-        quote = self._quote(candidate, messages, params, max_tokens)
+        began_us = self.now_us()
+        try:
+            await self._may_escalate(candidate.spec)
+            params = self._affordable(candidate.spec, params)
+            quote = self._quote(candidate, messages, params, max_tokens)
+        finally:
+            self.reserve_us += self.now_us() - began_us
         tried: set[str] = set()
         for attempt in range(1, attempts + 1):
             endpoint, propensity = self._choose(candidate, tried)
@@ -217,12 +222,9 @@ class Hop(Circumstances):
         params: Mapping[str, Any],
         max_tokens: int | None,
     ) -> Quote:
-        began_us = self.now_us()
         wished = (max_tokens, None if self.record.kind in DECIDING else self._run.request.max_tokens)
         ceiling = self._declared.demand.output_tokens
-        quote = quote_of(candidate.spec, candidate.prices, messages, params, wished, ceiling)
-        self.reserve_us += self.now_us() - began_us
-        return quote
+        return quote_of(candidate.spec, candidate.prices, messages, params, wished, ceiling)
 
     def _affordable(self, spec: ModelSpec, params: Mapping[str, Any]) -> Mapping[str, Any]:
         """The parameters without a `service_tier` that may cost more than the quote holds: that is noted."""
@@ -291,7 +293,7 @@ class Hop(Circumstances):
             messages=messages,
             max_tokens=quote.max_tokens,
             params=params,
-            timeouts=spec.timeouts,
+            timeouts=self._fitting(spec.timeouts),
             seed=self._run.request.seed,
         )
         return await self._called(spec, endpoint, call, reservation, record, stream=stream)
@@ -309,19 +311,21 @@ class Hop(Circumstances):
         """The wire, and whatever happens on it, settled."""
         run = self._run
         progress = Progress()
-        began_us = self.now_us()
-        provider = run.door.providers[spec.provider]
+        provider, counters = run.door.providers[spec.provider], run.door.tiers.of(spec.name, spec.max_concurrent)
         sink = self._sink(run.sink, progress) if stream and run.sink is not None else None
+        slots, ticket, began_us = run.door.tiers.slots(spec.name, endpoint), 0, self.now_us()
         try:
-            ticket = await self._enter(spec, endpoint)
-            began_us = self.now_us()
-            call = replace(call, timeouts=self._fitting(spec.timeouts))  # the waits until here took their part
+            if slots:
+                ticket = await self._slot(spec, counters, slots)
+                began_us = self.now_us()
+                call = replace(call, timeouts=self._fitting(spec.timeouts))  # the wait took its part
+            counters.in_flight += 1
             try:
                 reply = await provider.call(reservation, spec, endpoint, call, progress, sink)
             except BaseException as error:
-                self._leave(spec, endpoint, began_us, ticket, error)
+                self._leave(counters, slots, began_us, ticket, error)
                 raise
-            self._leave(spec, endpoint, began_us, ticket)
+            self._leave(counters, slots, began_us, ticket)
         except asyncio.CancelledError:
             record.status, record.cause = AttemptStatus.CANCELLED, Cause.REQUEST_CANCELLED
             await self._settle(spec, call, reservation, record, progress, began_us, None)
@@ -345,41 +349,38 @@ class Hop(Circumstances):
         await self._settle(spec, call, reservation, record, progress, began_us, None)
         return reply if reply.usage is not None else replace(reply, usage=record.usage)
 
-    async def _enter(self, spec: ModelSpec, endpoint: Endpoint) -> int:
-        """Wait for a slot of the endpoint and one of the tier, no longer than the first token may take.
-
-        Gives its ticket among the calls of a tier with few slots; 0 where there are as many as are wanted.
-        """
-        counters = self._run.door.tiers.of(spec.name, spec.max_concurrent)
-        ticket = 0
-        if slots := self._run.door.tiers.slots(spec.name, endpoint):
-            expected_us = counters.forecast.expected_us(self._run.sort, spec.max_output_tokens, self._run.size)
-            ticket = counters.ahead.join(expected_us)
-            began_us, timeouts = self.now_us(), self._fitting(spec.timeouts)
-            counters.queued += 1
-            try:
-                async with asyncio.timeout(timeouts.first_token_us / 1_000_000):
-                    await taken(slots)
-                counters.ahead.begin(ticket, self.now_us())
-            except TimeoutError as error:
-                raise ProviderError(AttemptStatus.TIMEOUT, Cause.FIRST_TOKEN_TIMEOUT, "waiting for a slot") from error
-            finally:
-                counters.queued -= 1
-                counters.ahead.gone(ticket)
-                self.queue_us += self.now_us() - began_us
-        counters.in_flight += 1
+    async def _slot(self, spec: ModelSpec, counters: Counters, slots: Sequence[asyncio.Semaphore]) -> int:
+        """Wait for these slots, no longer than the first token may take. The ticket among the calls of their tier."""
+        expected_us = counters.forecast.expected_us(self._run.sort, spec.max_output_tokens, self._run.size)
+        ticket = counters.ahead.join(expected_us)
+        began_us, timeouts = self.now_us(), self._fitting(spec.timeouts)
+        counters.queued += 1
+        try:
+            async with asyncio.timeout(timeouts.first_token_us / 1_000_000):
+                await taken(slots)
+            counters.ahead.begin(ticket, self.now_us())
+        except TimeoutError as error:
+            raise ProviderError(AttemptStatus.TIMEOUT, Cause.FIRST_TOKEN_TIMEOUT, "waiting for a slot") from error
+        finally:
+            counters.queued -= 1
+            counters.ahead.gone(ticket)
+            self.queue_us += self.now_us() - began_us
         return ticket
 
     def _leave(
-        self, spec: ModelSpec, endpoint: Endpoint, began_us: int, ticket: int, error: BaseException | None = None
+        self,
+        counters: Counters,
+        slots: Sequence[asyncio.Semaphore],
+        began_us: int,
+        ticket: int,
+        error: BaseException | None = None,
     ) -> None:
-        counters = self._run.door.tiers.of(spec.name)
         counters.in_flight -= 1
         counters.ahead.end(ticket)
         if self.record.kind not in DECIDING:
             counters.runs.add(self.now_us() - began_us, error)
-        for slots in self._run.door.tiers.slots(spec.name, endpoint):
-            slots.release()
+        for taken_slot in slots:
+            taken_slot.release()
 
     def _sink(self, deliver: DeltaSink, progress: Progress) -> DeltaSink:
         """The client's sink, which notes that from the first delta on no fallback may follow."""
@@ -413,13 +414,10 @@ class Hop(Circumstances):
         )
 
     async def _may_escalate(self, spec: ModelSpec) -> None:
-        began_us = self.now_us()
         try:
             refused = await throttled(self._run, self.record, spec)
         except LedgerUnavailableError as error:
             raise CallFailed(Failure.UNAVAILABLE, Cause.LEDGER_DOWN) from error
-        finally:
-            self.reserve_us += self.now_us() - began_us
         if refused is not None:
             self.record.rejected.append(refused)
             raise CallFailed(Failure.THROTTLED, Cause.ESCALATION_SHARE)
@@ -435,7 +433,8 @@ class Hop(Circumstances):
         try:
             for left in range(CLAMPINGS, -1, -1):  # others may take the room meanwhile
                 try:
-                    reservation = await self._held(spec.timeouts, quote.amount._replace(requests=int(first)))
+                    amount = quote.amount + ONE_REQUEST if first else quote.amount
+                    reservation = await self._held(spec.timeouts, amount)
                 except BudgetExceededError as error:
                     smaller = None if clamp is None or not left else self._clamped(spec, quote, clamp, error)
                     if smaller is None:
@@ -451,13 +450,12 @@ class Hop(Circumstances):
             run.counted = run.counted and not first
             self.reserve_us += self.now_us() - began_us
 
-    async def _held(self, timeouts: Timeouts, amount: Amount) -> Reservation:
+    def _held(self, timeouts: Timeouts, amount: Amount) -> Coroutine[Any, Any, Reservation]:
         run = self._run
         # the call may wait for a slot before it begins
         lease_us = timeouts.first_token_us + timeouts.total_us + LEASE_MARGIN_US
         reservation_id = f"{run.id}:{self.path}:{self._attempts}"
-        holding = run.door.ledger.reserve(reservation_id, amount, run.accounts, lease_us=lease_us)
-        return await held(run.door, holding)
+        return held(run.door, run.door.ledger.reserve(reservation_id, amount, run.accounts, lease_us=lease_us))
 
     def _clamped(
         self, spec: ModelSpec, quote: Quote, params: Mapping[str, Any], error: BudgetExceededError
@@ -483,8 +481,8 @@ class Hop(Circumstances):
         run, ledger = self._run, self._run.door.ledger
         began_us = self.now_us()
         try:
-            holding = ledger.reserve(f"{run.id}:{self.path}:step", ONE_STEP, run.accounts)
-            reservation = await held(run.door, holding)
+            reservation_id = f"{run.id}:{self.path}:step"
+            reservation = await held(run.door, ledger.reserve(reservation_id, ONE_STEP, run.accounts))
             await entered(run.door, reservation.id, ledger.settle(reservation, ONE_STEP, estimated=False))
         except BudgetExceededError as error:
             raise self._ends(Failure.OVER_BUDGET, Ended.REFUSED, self._refused(error)) from error

@@ -81,9 +81,9 @@ class Prices:
 
     def bound_nusd(self, input_tokens: int, output_tokens: int) -> int:
         """The most that a call with at most so many tokens can cost: the dearest rate of any step that it may reach."""
-        reachable = [self.base, *(rates for above, rates in self.steps if input_tokens > above)]
-        input_pusd = max(rates.dearest_input_pusd for rates in reachable)
-        output_pusd = max(rates.dearest_output_pusd for rates in reachable)
+        reachable = [self.base, *[rates for above, rates in self.steps if input_tokens > above]]
+        input_pusd = max([rates.dearest_input_pusd for rates in reachable])
+        output_pusd = max([rates.dearest_output_pusd for rates in reachable])
         return ceil_nusd(input_tokens * input_pusd + output_tokens * output_pusd)
 
     def dearer_than(self, other: "Prices") -> bool:

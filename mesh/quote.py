@@ -1,8 +1,7 @@
 """A worst-case price, computed before a call and enforced on the provider."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from budgets.account import DIMENSIONS, Amount
 from mesh.catalogue import ModelSpec
@@ -12,8 +11,7 @@ from mesh.tokens import bound_tokens
 from mesh.vocabulary import Dimension
 
 
-@dataclass(frozen=True, slots=True)
-class Quote:
+class Quote(NamedTuple):
     """The most that one attempt may use. `bound` says how the input was bounded."""
 
     amount: Amount

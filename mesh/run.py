@@ -114,11 +114,11 @@ class Run:
             a.limit_steps is not None or a.soft_steps is not None for a in self.accounts
         )
 
-    def left_us(self) -> int | None:
-        """Microseconds to the deadline; None without one. May be negative."""
+    def left_us(self, at_us: int | None = None) -> int | None:
+        """Microseconds to the deadline, from that moment or from now; None without one. May be negative."""
         if self.limits.time_us is None:
             return None
-        return self.started_us + self.limits.time_us - self.now_us()
+        return self.started_us + self.limits.time_us - (self.now_us() if at_us is None else at_us)
 
     def left_nusd(self) -> int | None:
         """Nano-dollars left of the request's own cap; None without one. What runs beside this is not counted."""

@@ -261,14 +261,11 @@ class State:
 
 def _judged(answer: Answer, *, valid: bool | None, score: float | None, doubted: bool) -> Answer:
     """The answer with one more judgement. A later one cannot acquit what an earlier one refuted."""
-    verdicts = [one for one in (answer.valid, valid) if one is not None]
-    scores = [one for one in (answer.score, score) if one is not None]
-    return replace(
-        answer,
-        valid=all(verdicts) if verdicts else None,
-        score=min(scores, default=None),
-        doubted=answer.doubted or doubted,
-    )
+    if valid is None or answer.valid is False:
+        valid = answer.valid
+    if score is None or (answer.score is not None and answer.score < score):
+        score = answer.score
+    return replace(answer, valid=valid, score=score, doubted=answer.doubted or doubted)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,7 +44,9 @@ class RunTimes:
 
 
 @dataclass(slots=True)
-class _Counters:
+class Counters:
+    """What is counted of one tier."""
+
     in_flight: int = 0
     queued: int = 0
     runs: RunTimes = field(default_factory=RunTimes)
@@ -79,15 +81,15 @@ class OwnCounters:
     """
 
     def __init__(self) -> None:
-        self._tiers: dict[str, _Counters] = {}
+        self._tiers: dict[str, Counters] = {}
         self._rooms: dict[tuple[str, str], _Room] = {}
         self.unbooked = 0
 
-    def of(self, tier: str, max_concurrent: int | None = None) -> _Counters:
+    def of(self, tier: str, max_concurrent: int | None = None) -> Counters:
         """The counters of a tier; `max_concurrent` calls may run at once, the rest wait in arrival order."""
         found = self._tiers.get(tier)
         if found is None:
-            found = self._tiers[tier] = _Counters()
+            found = self._tiers[tier] = Counters()
         if (
             found.slots is None and max_concurrent is not None
         ):  # the tier's state may have been read before its first call

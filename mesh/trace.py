@@ -4,7 +4,7 @@ Its JSON form is the wire contract of `GET /mesh/traversals/{request_id}`. Times
 monotonic clock, in microseconds; money is nano-dollars.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -148,10 +148,7 @@ class HopRecord:
             "state": self.state,
             "edges": [edge.to_json() for edge in self.edges],
             "run_us": self.run_us,
-            "tokens": {
-                "input": sum([a.usage.input for a in self.attempts]),
-                "output": sum([a.usage.output for a in self.attempts]),
-            },
+            "tokens": _tokens(self.attempts),
             "reserved_nusd": self.reserved_nusd,
             "cost_nusd": self.cost_nusd,
             "signals": dict(self.signals),
@@ -159,6 +156,13 @@ class HopRecord:
             "attempts": [attempt.to_json() for attempt in self.attempts],
             "rejected": [rejection.to_json() for rejection in self.rejected],
         }
+
+
+def _tokens(attempts: Sequence[AttemptRecord]) -> dict[str, int]:
+    """Of all calls of a hop; most hops make none."""
+    if not attempts:
+        return {"input": 0, "output": 0}
+    return {"input": sum([one.usage.input for one in attempts]), "output": sum([one.usage.output for one in attempts])}
 
 
 def path_text(path: tuple[int, ...]) -> str:
@@ -278,7 +282,8 @@ class Traversal:
     @property
     def route(self) -> list[str]:
         """The nodes in hop order, without START and END."""
-        return [hop.node for hop in self.hops if hop.kind is not Kind.END]
+        end = Kind.END
+        return [hop.node for hop in self.hops if hop.kind is not end]
 
     def to_json(self) -> dict[str, Any]:
         """The wire form (DESIGN section 10)."""

@@ -152,7 +152,7 @@ class Cache(Node):
         if self.similar is None or not _is_plain(request):
             return Sought(place=_digest([*binding, exact]), exact=exact)
         place = _digest([*binding, marks(asked), sorted(content_words(asked)) if self.same_words else None])
-        return Sought(place=place, exact=exact, vector=weights.embed([asked])[0])
+        return Sought(place=place, exact=exact, vector=weights.vector(asked))
 
     def describe(self) -> dict[str, Any]:
         return {**Node.describe(self), "weights": None if self.similar is None else released("wordllama")}

@@ -122,7 +122,7 @@ def _machine(texts: list[str], targets: list[int], labels: int, progress: Progre
         "table": (table * np.array(idf, np.float32)[:, None]).astype(np.float16),
         "dense": dense.astype(np.float32),
         "centres": centres.astype(np.float32),
-        "probe": weights.embed([PROBE])[0],
+        "probe": weights.vector(PROBE),
     }
 
 

@@ -107,7 +107,7 @@ class Table:
         """float32[entries]: half the cosine to the nearest of an entry's questions, half that to their centre."""
         import numpy as np  # noqa: PLC0415 -- graphs are read without it
 
-        vector = weights.embed([text])[0]
+        vector = weights.vector(text)
         # not `@`: from 2,000 rows on BLAS starts threads for it, and waits 8 ms for a core where others are busy
         nearest = np.maximum.reduceat(np.vecdot(self.rows, vector), self.starts)
         return cast("NDArray[np.float32]", (nearest + np.vecdot(self.centres, vector)) * np.float32(0.5))

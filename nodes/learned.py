@@ -72,7 +72,7 @@ class Learned:
     def _vector(self, text: str) -> "NDArray[Any]":
         from nodes import weights  # noqa: PLC0415 -- numpy, and only files with an embedding need it
 
-        vector: NDArray[Any] = weights.embed([text])[0]
+        vector: NDArray[Any] = weights.vector(text)
         return vector
 
     def must_fit(self, name: str) -> None:

@@ -82,7 +82,7 @@ class Linear:
         self._table = arrays["table"].astype(np.float32)
         self._dense = arrays["dense"].astype(np.float32)
         self._centres = arrays["centres"].astype(np.float32)
-        if float(weights.embed([PROBE])[0] @ arrays["probe"].astype(np.float32)) < ALIKE:
+        if float(weights.vector(PROBE) @ arrays["probe"].astype(np.float32)) < ALIKE:
             raise ConfigError(name, "was fitted on another release of the embedding than is installed.", "Fit it anew.")
 
     def finding(self, text: str) -> Finding:
@@ -95,7 +95,7 @@ class Linear:
     def read(self, text: str) -> tuple[tuple[int, float], tuple[int, float], tuple[float, ...]]:
         """The likeliest label and the second, each with its probability; and the `EVIDENCE` that the first fits."""
         np = self._np
-        vector = weights.embed([text])[0]
+        vector = weights.vector(text)
         scores, unknown = self.scores(text, vector)
         second, first = (int(place) for place in scores.argsort()[-2:])
         lead = float(scores[first] - scores[second])

@@ -6,7 +6,7 @@ with the text alone.
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 # Each pattern begins with a set of characters, which the engine scans for in C. A lookbehind in front would stop that,
@@ -28,7 +28,12 @@ SECRET: Final = re.compile(
     r"|xox[abprs]-[A-Za-z0-9-]{10,200}|eyJ[\w-]{8,2000}\.eyJ[\w-]{8,2000}\.[\w-]{8,1000})"
     r"|-----BEGIN (?:[A-Z]{1,12} ){0,2}PRIVATE KEY-----"
 )
-SECRET_MARKS: Final = ("sk-", "AKIA", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "AIza", "xox", ".eyJ", "PRIVATE KEY")
+SECRET_MARKS: Final[Mapping[str, tuple[str, ...]]] = {  # by a character that they share: to search for one is cheap
+    "-": ("sk-", "xox", "PRIVATE KEY"),
+    "_": ("ghp_", "gho_", "ghu_", "ghs_", "ghr_"),
+    "A": ("AKIA", "AIza"),
+    "J": (".eyJ",),
+}
 PHONE_CUE: Final = re.compile(
     r"(?:\b(?:tel|telephone|phone|mobile|cell|call|fax|ring|text|sms|whatsapp|number is|reach (?:me|him|her|us|them)"
     r"|answer(?:ing|ed|s)? (?:at|on)|messages? (?:to|on|at|from))\b|\b(?:desk|office|hotline|switchboard|extension) ?:)"
@@ -169,8 +174,18 @@ def _addresses(text: str) -> Iterator[str]:
 
 
 def _secrets(text: str) -> Iterator[str]:
-    if any(mark in text for mark in SECRET_MARKS):
-        yield from (found.group() for found in SECRET.finditer(text))
+    for character, marks in SECRET_MARKS.items():
+        if character in text and _holds(text, marks):
+            yield from (found.group() for found in SECRET.finditer(text))
+            return
+
+
+def _holds(text: str, marks: Iterable[str]) -> bool:
+    """Whether any of them stands in the text: `any(mark in text ...)` without a generator."""
+    for mark in marks:  # noqa: SIM110
+        if mark in text:
+            return True
+    return False
 
 
 def _licences(text: str) -> Iterator[str]:
@@ -199,7 +214,7 @@ ALIKE: Final = str.maketrans(
 """Spaces, hyphens and digits of typesetters and East Asian keyboards, by what they stand for: one character each."""
 
 NUMBERS: Final = frozenset({"card", "iban", "ip", "licence", "phone", "ssn"})
-DIGIT: Final = re.compile("[0-9]")
+DIGITS: Final = "0123456789"  # a search for each takes a tenth of what one for a set of characters does
 
 
 def findings(text: str, kinds: tuple[str, ...]) -> dict[str, int]:
@@ -231,7 +246,7 @@ def _written(text: str, usual: str, found: str) -> dict[str, None]:
 
 def _values(text: str, kinds: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     taken: list[str] = []
-    plain = DIGIT.search(text) is None and text.count(":") < COLONS  # nearly every prompt: one search for five
+    plain = not _holds(text, DIGITS) and text.count(":") < COLONS  # nearly every prompt: it holds none of these six
     for kind in kinds:
         if plain and kind in NUMBERS:
             continue

@@ -3,6 +3,7 @@
 An answer that is made of tool calls passes the checks of text: it has none to judge.
 """
 
+import re
 import unicodedata
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -92,12 +93,8 @@ class Validator(Node):
 
     async def run(self, state: State, hop: "Hop") -> Verdict:
         finding = _finding(self, state)
-        return Verdict(
-            outcome=VALID if finding.valid else INVALID,
-            because=finding.cause,
-            signals=finding.signals,
-            valid=finding.valid,
-        )
+        valid = finding.valid
+        return Verdict(outcome=VALID if valid else INVALID, because=finding.cause, signals=finding.signals, valid=valid)
 
 
 def _finding(validator: Validator, state: State) -> Finding:
@@ -220,12 +217,12 @@ class Fallback(Validator):
 
     def judge(self, answer: Answer, request: Request) -> Finding:
         beginning = _folded(answer.text[: OPENING_CHARS * 3])
-        starts = (beginning, _after_opening(beginning))
+        then = _after_opening(beginning)
         phrases = _all_folded(self.phrases)
-        if not any(start.startswith(phrases) for start in starts):
+        if not (beginning.startswith(phrases) or then.startswith(phrases)):
             return PASSED  # nearly every answer
         for index, folded in enumerate(phrases):
-            if any(_begins(start, folded) for start in starts) and folded not in _folded(request.text):
+            if (_begins(beginning, folded) or _begins(then, folded)) and folded not in _folded(request.text):
                 return Finding(Cause.FALLBACK_PHRASE, {"fallback_phrase": index})
         return PASSED
 
@@ -248,10 +245,12 @@ class Checks(Validator):
         signals: dict[str, Signal] = {}
         for validator in self.validators:
             finding = validator.look(answer, state)
+            if finding is PASSED:
+                continue  # nearly every check
             signals.update(finding.signals)
             if not finding.valid:
                 return Finding(finding.cause, {**signals, "check": type(validator).__name__})
-        return Finding(Cause.VALID, signals)
+        return Finding(Cause.VALID, signals) if signals else PASSED
 
     def describe(self) -> dict[str, Any]:
         return {**Node.describe(self), "validators": [validator.describe() for validator in self.validators]}
@@ -263,6 +262,7 @@ def _all_folded(phrases: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(map(_folded, phrases))
 
 
+SENTENCE_END: Final = re.compile(r"[.!?] ")
 OPENING_CHARS: Final = 40  # "Thank you for your question." is one; a sentence that answers is longer or comes alone
 
 
@@ -311,8 +311,8 @@ def _folded(text: str) -> str:
 
 def _after_opening(text: str) -> str:
     """What follows the first sentence, if that is a short one."""
-    cut = min((at for at in (text.find(mark) for mark in (". ", "! ", "? ")) if at >= 0), default=-1)
-    return text[cut + 2 :] if 0 <= cut < OPENING_CHARS else ""
+    found = SENTENCE_END.search(text, 0, OPENING_CHARS + 1)
+    return text[found.end() :] if found else ""
 
 
 def _begins(text: str, phrase: str) -> bool:

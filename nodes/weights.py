@@ -33,20 +33,24 @@ def embed(texts: Sequence[str]) -> "NDArray[np.float32]":
     """Vectors of these texts: float32[len(texts), 256], each of length 1, so that a dot product is the cosine.
 
     A text without tokens (empty) has the zero vector, which is like nothing. Of each text the first 20,000 characters
-    count. A short text takes 25 to 45 us, 1,000 characters 0.35 ms. Source: wordllama's `l2_supercat_256`.
+    count. A sentence of words that were read before takes 15 us, 1,000 characters 50 us.
+    Source: wordllama's `l2_supercat_256`.
 
     Raises:
         ConfigError: wordllama is not installed.
     """
     import numpy as np  # noqa: PLC0415
 
-    words = _words()
-    vectors = np.zeros((len(texts), DIMENSIONS), np.float32)
-    for row, text in enumerate(texts):
-        total = words.total(_readable(text[:EMBED_CHARS]))  # the mean's direction
-        if (length := sqrt(total @ total)) > 0:
-            vectors[row] = total / length
-    return vectors
+    return np.stack([vector(text) for text in texts]) if texts else np.zeros((0, DIMENSIONS), np.float32)
+
+
+def vector(text: str) -> "NDArray[np.float32]":
+    """The vector of one text, as `embed` gives it: float32[256]."""
+    import numpy as np  # noqa: PLC0415
+
+    total = _words().total(_readable(text[:EMBED_CHARS]))  # the mean's direction
+    length = sqrt(np.vecdot(total, total))
+    return total / length if length else total
 
 
 def language(text: str) -> tuple[str, float]:

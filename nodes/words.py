@@ -2,11 +2,10 @@
 
 No token of this vocabulary reaches over a space (it is looked up when the weights are loaded), so the tokens of a text
 are those of its words, one after the other, and the sum over a text is the sum over its words: exactly the same
-tokens as if the whole text had been read at once, at a sixth of the cost.
+tokens as if the whole text had been read at once, at a ninth of the cost.
 """
 
 import re
-from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -16,59 +15,44 @@ if TYPE_CHECKING:
 REMEMBERED: Final = 16_384  # words; 16 MiB of sums. When they are full, all are forgotten
 LONGEST: Final = 32  # characters of a word that is worth remembering
 SPACE: Final = "\u2581"  # how the vocabulary writes a space
-_SEGMENT: Final = re.compile(f"[ {SPACE}]*[^ {SPACE}]+|[ {SPACE}]+$")
+_WORD_END: Final = re.compile(f"(?<=[^ {SPACE}])[ {SPACE}]")
 
 
-class WordSums:
-    """For one tokeniser and its vectors. What it gives does not depend on what it remembers."""
+class WordSums(dict[str, bytes]):
+    """For one tokeniser and its vectors: each word's sum, the bytes of float32[dimensions], read when first asked for.
+
+    What it gives does not depend on what it remembers. Bytes, because joining them takes one copy and no turn of
+    numpy's, which would let other threads in. No lock: threads that read the same word remember the same sum.
+    """
 
     def __init__(self, vectors: "NDArray[np.float32]", tokenizer: Any) -> None:
         import numpy as np  # noqa: PLC0415
 
         self._np = np
         self._vectors, self._tokenizer = vectors, tokenizer
+        self._dimensions = vectors.shape[1]
         self._space = tokenizer.token_to_id(SPACE)
         self._separable = self._space is not None and not any(
             SPACE in token.lstrip(SPACE) for token in tokenizer.get_vocab()
         )
-        self._memory = self._empty()
-        self._lock = Lock()
 
     def total(self, text: str) -> "NDArray[np.float32]":
         """The sum of the vectors of all tokens of the text: float32[dimensions]; zeros where it has none."""
         if not self._separable:
             return self._read(text)
         words = segments(text)
-        rows, sums = self._memory
-        known = [row for word in words if (row := rows.get(word)) is not None]
-        if len(known) < len(words):
-            found: NDArray[np.float32] = self._np.stack([self._sum(word) for word in words]).sum(0)
-            return found
-        # Mostly; zeros for no words. `sums[known].sum(0)` is the same, at three times the cost.
-        total: NDArray[np.float32] = self._np.add.reduce(sums.take(known, 0), 0)
+        shape = (len(words), self._dimensions)
+        sums = self._np.ndarray(shape, self._np.float32, b"".join(map(self.__getitem__, words)))
+        total: NDArray[np.float32] = self._np.add.reduce(sums, 0)  # `sums.sum(0)` is the same, at a higher cost
         return total
 
-    def _sum(self, word: str) -> "NDArray[np.float32]":
-        rows, sums = self._memory
-        if (row := rows.get(word)) is not None:
-            known: NDArray[np.float32] = sums[row]
-            return known
-        found = self._read(word) if word else self._vectors[self._space]
+    def __missing__(self, word: str) -> bytes:
+        found = (self._read(word) if word else self._vectors[self._space]).tobytes()
         if len(word) <= LONGEST:
-            self._remember(word, found)
+            if len(self) >= REMEMBERED:
+                self.clear()
+            self[word] = found
         return found
-
-    def _remember(self, word: str, found: "NDArray[np.float32]") -> None:
-        """A row is written before its word is known, and never again, and both go together: readers need no lock."""
-        with self._lock:
-            if len(self._memory[0]) >= REMEMBERED:
-                self._memory = self._empty()
-            rows, sums = self._memory
-            sums[len(rows)] = found
-            rows[word] = len(rows)
-
-    def _empty(self) -> "tuple[dict[str, int], NDArray[np.float32]]":
-        return {}, self._np.zeros((REMEMBERED, self._vectors.shape[1]), self._np.float32)
 
     def _read(self, text: str) -> "NDArray[np.float32]":
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -81,5 +65,7 @@ def segments(text: str) -> list[str]:
 
     A single space at the end, which has no word behind it, is the empty word.
     """
-    found = _SEGMENT.findall(text)
-    return [found[0], *(segment[1:] for segment in found[1:])] if found else []
+    words = text.split(" ")
+    if "" in words or SPACE in text:  # spaces in a row, or at an end
+        words = _WORD_END.split(text) if text else []
+    return words

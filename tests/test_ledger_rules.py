@@ -1,7 +1,6 @@
 """P2: what every ledger does, on every store: one suite."""
 
 import asyncio
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -124,7 +123,7 @@ def test_a_limit_is_reached_to_the_last_nano_dollar_and_not_passed(stand):
 )
 def test_each_dimension_refuses_with_its_figures(stand, limits, asked, dimension, figures):
     async def work(book):
-        account = replace(workflow("w"), **limits)
+        account = workflow("w")._replace(**limits)
         await book.reserve("r:0:1", asked, (account,))
         with pytest.raises(BudgetExceededError) as refused:
             await book.reserve("r:0:2", asked, (account,))

@@ -391,8 +391,8 @@ def test_a_slow_first_reply_that_nobody_streams_is_no_timeout() -> None:
 
     async def work() -> None:
         async with raw(0.2, OK_HEAD + b"content-length: %d\r\n\r\n" % len(body), body[:9], 0.2, body[9:]) as seen:
-            asked = await ask(seen.url, limits={"first_token_us": 50 * MS, "token_gap_us": 50 * MS})
-            assert asked.answer.message["content"] == "Hi!"
+            limits = {"connect_us": 300 * MS, "first_token_us": 50 * MS, "token_gap_us": 50 * MS}
+            assert (await ask(seen.url, limits=limits)).answer.message["content"] == "Hi!"
 
     run(work())
 

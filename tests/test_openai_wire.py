@@ -1,6 +1,7 @@
 """The `openai` wire sends what was asked, where it may, once; and names what went wrong."""
 
 import asyncio
+import contextlib
 import ssl
 import subprocess
 from dataclasses import replace
@@ -19,6 +20,7 @@ from mesh.clock import SystemClock
 from mesh.errors import ReservationError
 from mesh.prices import Usage
 from mesh.providers import http_wire
+from mesh.providers.anthropic import AnthropicProvider
 from mesh.providers.openai import OpenAIProvider
 from mesh.providers.openai_errors import retry_after_us
 from mesh.providers.protocol import Call, Progress
@@ -93,6 +95,58 @@ def test_a_large_prompt_arrives_whole() -> None:
             asked = await ask(seen.url, prompt="\N{SNOWMAN}" * 2**20)
             assert asked.answer.message["content"] == "Hi!"
             assert orjson.loads(seen.bodies[0])["messages"][0]["content"] == "\N{SNOWMAN}" * 2**20
+
+    run(work())
+
+
+def test_a_connection_is_used_again_after_a_reply_and_what_came_before_the_reply_is_skipped() -> None:
+    body = orjson.dumps(WHOLE)
+    early = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n"
+
+    async def work() -> None:
+        provider = OpenAIProvider(SystemClock())
+        async with raw(early, OK_HEAD + b"content-length: %d\r\n\r\n" % len(body) + body, keep=True) as seen:
+            for _ in range(3):
+                assert (await ask(seen.url, provider=provider)).answer.message["content"] == "Hi!"
+            assert (seen.connections, len(seen.heads)) == (1, 3)
+            await provider.close()
+            await asyncio.wait_for(seen.gone.wait(), 1)
+
+    run(work())
+
+
+def test_a_refusal_that_comes_before_the_prompt_is_read_counts_and_the_connection_is_left() -> None:
+    gone = asyncio.Event()
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Too Large\r\ncontent-length: 2\r\n\r\n{}")
+        await asyncio.sleep(0.1)  # and reads nothing
+        with contextlib.suppress(ConnectionError):
+            while await reader.read(2**16):
+                pass
+        gone.set()
+        writer.close()
+
+    async def work() -> None:
+        provider = OpenAIProvider(SystemClock())
+        server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+        host, port = server.sockets[0].getsockname()[:2]
+        async with server:
+            asked = await ask(f"http://{host}:{port}/v1", provider=provider, prompt="x" * 2**24)
+            assert asked.failed == (Status.UNAVAILABLE, Cause.UPSTREAM_REJECTED)
+            await asyncio.wait_for(gone.wait(), 5)
+            await provider.close()
+
+    run(work())
+
+
+def test_a_header_cannot_smuggle_in_another() -> None:
+    async def work() -> None:
+        async with serving(replying(WHOLE)) as seen:
+            with pytest.raises(ValueError, match="header"):
+                await ask(seen.url, make=AnthropicProvider, options={"anthropic_version": "1\r\nx-evil: 1"})
+            assert seen.requests == []
 
     run(work())
 
@@ -529,6 +583,10 @@ def test_nobody_there() -> None:
         assert asked.progress.sent is False
         asked = await ask("https://no-such-host.invalid/v1")
         assert asked.failed == (Status.UNAVAILABLE, Cause.CONNECT_FAILED)
+        for impossible in ("https://no..host.invalid/v1", "https://\u2066host.invalid/v1"):
+            asked = await ask(impossible)
+            assert asked.failed == (Status.UNAVAILABLE, Cause.UPSTREAM_ERROR)
+            assert asked.progress.sent is False
 
     run(work())
 
@@ -586,5 +644,5 @@ def test_an_event_loop_that_ended_is_not_kept() -> None:
     provider = OpenAIProvider(SystemClock())
     for _ in range(4):
         run(ask("http://127.0.0.1:9/v1", provider=provider))
-    assert len(provider._sessions) == 1
+    assert len(provider._pools) == 1
     run(provider.close())

@@ -32,6 +32,15 @@ def test_a_record_is_read_as_it_was_written(store, make):
     )
 
 
+def test_what_nodes_noted_beyond_json_is_kept(store):
+    traversal = samples.four_hops()
+    traversal.hops[0].signals = {7: "by a number", "some": {"b", "a"}, True: None}
+    put(store, traversal)
+    record = store.get(traversal.request_id)
+    assert record is not None
+    assert record["hops"][0]["signals"] == {"7": "by a number", "some": ["a", "b"], "true": None}
+
+
 def test_a_summary_says_what_its_record_says(store):
     put(store, samples.escalated())
     (item,) = store.find(Filter()).items

@@ -40,9 +40,9 @@ def test_when_memory_is_full_everything_is_forgotten_and_nothing_is_wrong():
     vectors, tokenizer = _embeddings()
     words = WordSums(vectors, tokenizer)
     first = words.total("hinge").copy()
-    for number in range(REMEMBERED + 5):
-        words._remember(f"w{number}", first)
-    assert len(words._memory[0]) <= REMEMBERED
+    words.update((f"w{number}", first.tobytes()) for number in range(REMEMBERED - len(words)))
+    words.total("a broken thermostat")
+    assert list(words) == ["a", "broken", "thermostat"]
     assert np.array_equal(words.total("hinge"), first)
 
 

@@ -7,7 +7,7 @@ import os
 import random
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from budgets.account import Account, Balance
 from budgets.cap import Limits
@@ -43,6 +43,7 @@ from mesh.vocabulary import Cause, Ended, Judged, Reviewed, Scope
 
 DAY_HOURS: Final = 24.0
 CLOSING_S: Final = (0.5, 2.0, 8.0)
+GIVING: Final = (Ended.OK, Ended.DEGRADED, Ended.CAPPED, Ended.REFUSED, Ended.CUT)  # an answer, where there is one
 HANDED: Final = "This request was handed to a reviewer. The reply will be at /mesh/reviews/{id}, by {due}."
 """What the caller is told meanwhile."""
 
@@ -54,8 +55,7 @@ class Shows(Protocol):
     def shown(self, state: State) -> Answer | None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(NamedTuple):
     """A traversal that walked to its end, or to a person: then `answer` says so, and `review` is theirs.
 
     Its `total_us` and `egress_us` are set once the reply is written.
@@ -277,7 +277,7 @@ class Mesh:
         except StoreError:  # nobody can be asked; what it has cost is told all the same
             run.ended, run.cause = Ended.ERROR, Cause.NODE_RAISED
             self._record(self._cut_short(run, walked.cursor))
-            await entered(self.door, f"request {run.id}", self.door.ledger.finish(run.accounts[0]))
+            await entered(self.door, run.accounts[0].id, self.door.ledger.finish(run.accounts[0]))
             raise
 
     async def _booked(self, run: Run, walking: Coroutine[Any, Any, Walked]) -> Walked:
@@ -289,7 +289,7 @@ class Mesh:
             return walked
         finally:
             if not waits:
-                await entered(self.door, f"request {run.id}", self.door.ledger.finish(run.accounts[0]))
+                await entered(self.door, run.accounts[0].id, self.door.ledger.finish(run.accounts[0]))
 
     async def _finished(self, run: Run, walked: Walked, suspended_us: int) -> Finished:
         """What a walk came to."""
@@ -299,8 +299,8 @@ class Mesh:
         finish(run, cursor)
         traversal = traversal_of(run, cursor, walked.langgraph_us)
         traversal.suspended_us = suspended_us
-        given = traversal.outcome in (Ended.OK, Ended.DEGRADED, Ended.CAPPED, Ended.REFUSED, Ended.CUT)
-        return Finished(traversal, _given(cursor.state, run.request) if given else None, self._end_us(run))
+        given = _given(cursor.state, run.request) if traversal.outcome in GIVING else None
+        return Finished(traversal, given, self._end_us(run))
 
     # -- people ----------------------------------------------------------------------------------------------------
 
@@ -406,7 +406,7 @@ class Mesh:
 
     def _end_us(self, run: Run) -> int:
         """When the last hop's edge ended: the engine's own bookkeeping behind it counts as egress."""
-        return run.entered_us + sum(hop.run_us + hop.edges[0].total_us for hop in run.records if not hop.parallel)
+        return run.entered_us + sum([hop.run_us + hop.edges[0].total_us for hop in run.records if not hop.parallel])
 
     def _cut_short(self, run: Run, cursor: Cursor) -> Traversal:
         run.records.sort(key=lambda record: record.path)

@@ -24,7 +24,8 @@ def traversal_of(run: Run, cursor: Cursor, langgraph_us: int) -> Traversal:
     request, hints, meta = run.request, run.request.hints, run.meta
     ended, cause = _ending(run, cursor)
     best = cursor.state.best
-    hops = run.records
+    hops, lane = run.records, _lane(run)
+    used = [attempt.usage for hop in hops for attempt in hop.attempts]
     traversal = Traversal(
         request_id=run.id,
         client_request_id=meta.client_request_id,
@@ -44,10 +45,10 @@ def traversal_of(run: Run, cursor: Cursor, langgraph_us: int) -> Traversal:
         workflow=hints.workflow,
         region=hints.region,
         task=hints.task or _signal(cursor, "task"),
-        risk=hints.risk or _lane_risk(run),
+        risk=hints.risk or _lane_risk(run, lane),
         priority=hints.priority,
         tags=hints.tags,
-        lane=_lane(run),
+        lane=lane,
         outcome=ended,
         cause=cause,
         hops=hops,
@@ -55,8 +56,8 @@ def traversal_of(run: Run, cursor: Cursor, langgraph_us: int) -> Traversal:
         langgraph_us=langgraph_us,
         escalations=_escalations(run),
         cost_nusd=sum([hop.cost_nusd for hop in hops]),
-        input_tokens=sum([a.usage.input for hop in hops for a in hop.attempts]),
-        output_tokens=sum([a.usage.output for hop in hops for a in hop.attempts]),
+        input_tokens=sum([usage.input for usage in used]),
+        output_tokens=sum([usage.output for usage in used]),
         ignored_hints=[dict(hint) for hint in meta.ignored_hints],
     )
     if best is not None:
@@ -121,14 +122,14 @@ def _tell_detour(traversal: Traversal, detour: Detour) -> None:
 
 def _expected_nusd(run: Run) -> int | None:
     """What the dispatchers on the route expected the tiers that they chose to cost; None where none chose."""
-    told = [hop.signals.get("expected_cost_nusd") for hop in run.records if hop.kind is Kind.DISPATCHER]
-    known = [nusd for nusd in told if isinstance(nusd, int)]
+    told = [hop for hop in run.records if "expected_cost_nusd" in hop.signals and hop.kind is Kind.DISPATCHER]
+    known = [nusd for hop in told if isinstance(nusd := hop.signals["expected_cost_nusd"], int)]
     return sum(known) if known else None
 
 
 def _ending(run: Run, cursor: Cursor) -> tuple[Ended, str]:
     """How the traversal ended. First what stopped it, then a respond node's word, then the last outcome."""
-    last_cause = next((hop.because for hop in reversed(run.records) if hop.kind is not Kind.END), "")
+    last_cause = _last_cause(run)
     if run.ended is not None:
         return run.ended, run.cause or last_cause
     if cursor.state.ends is not None:
@@ -138,6 +139,13 @@ def _ending(run: Run, cursor: Cursor) -> tuple[Ended, str]:
     if cursor.state.best is None:
         return Ended.ERROR, Cause.NO_ANSWER
     return Ended.OK, last_cause
+
+
+def _last_cause(run: Run) -> str:
+    for hop in reversed(run.records):
+        if hop.kind is not Kind.END:
+            return hop.because
+    return ""
 
 
 def _failed(run: Run, cursor: Cursor) -> Ended:
@@ -160,9 +168,8 @@ def _lane(run: Run) -> str | None:
     return next((lane_of[hop.node] for hop in reversed(run.records) if hop.node in lane_of), None) if lane_of else None
 
 
-def _lane_risk(run: Run) -> str | None:
-    entered = _lane(run)
-    return next((lane.risk for lane in run.graph.lanes if lane.name == entered), None)
+def _lane_risk(run: Run, entered: str | None) -> str | None:
+    return None if entered is None else next((lane.risk for lane in run.graph.lanes if lane.name == entered), None)
 
 
 def _escalations(run: Run) -> list[Escalation]:
@@ -198,7 +205,7 @@ def _caps(run: Run, traversal: Traversal) -> dict[str, CapUse]:
         Dimension.MODEL_CALLS.value: CapUse(run.model_calls_used, limits.model_calls),
         Dimension.TOKENS.value: CapUse(traversal.input_tokens + traversal.output_tokens, limits.tokens),
         Dimension.COST_NUSD.value: CapUse(traversal.cost_nusd, limits.cost_nusd),
-        Dimension.SECONDS.value: CapUse(round(elapsed, 6), seconds),
+        Dimension.SECONDS.value: CapUse(elapsed, seconds),
     }
 
 

@@ -214,11 +214,11 @@ def _ask(walking: Walk) -> None:
     run, cursor = walking.run, walking.cursor
     if run.dry:
         run.stop(Ended.PLANNED, Cause.DRY_RUN)
-        walking.cursor = replace(cursor, targets=AT_END)
+        walking.cursor = cursor._replace(targets=AT_END)
     elif waits(run, cursor):
         told = interrupt({"node": cursor.targets[0]})
         judgement = Judgement(Judged(told["judged"]), told["text"])
-        walking.cursor = replace(cursor, state=replace(cursor.state, judgement=judgement))
+        walking.cursor = cursor._replace(state=replace(cursor.state, judgement=judgement))
 
 
 class _Runnable(Runnable[Walk, None]):

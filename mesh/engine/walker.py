@@ -7,15 +7,15 @@ Source: docs/decisions/0001-walker-inside-langgraph.md
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from mesh.errors import DeclarationError
 from mesh.graph import BuiltGraph, Target
 from mesh.hop import CallFailed, Hop, Stopped
-from mesh.node import Demand, Join, Node, labels
+from mesh.node import Declared, Join, Node, labels
 from mesh.run import Run
 from mesh.state import State, Verdict
 from mesh.trace import EdgeRecord, HopRecord
@@ -46,8 +46,7 @@ Heads: TypeAlias = Callable[[Target], bool]
 """Whether a stage of its own begins at these targets; the walker stops before it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cursor:
+class Cursor(NamedTuple):
     """Where a traversal stands: at the edge about to be walked.
 
     `path` is that of the next hop, known before it runs. `left_us` is when the source's node ended.
@@ -77,7 +76,7 @@ async def walk(run: Run, cursor: Cursor, heads: Heads) -> Cursor:
         if heads(cursor.targets):
             break
     if cursor.ended and (run.ended is not None or cursor.on in UNANSWERED):
-        return replace(cursor, state=cursor.state.passed())
+        return cursor._replace(state=cursor.state.passed())
     return cursor
 
 
@@ -143,40 +142,32 @@ def _region_calls(graph: BuiltGraph, name: str, targets: Target) -> bool:
     return False
 
 
-async def _step(run: Run, cursor: Cursor) -> Cursor:
-    if len(cursor.targets) > 1:
-        return await _fan_out(run, cursor)
-    hop = await _hop(run, cursor)
-    return hop if run.ended is None else replace(hop, targets=AT_END)
+def _step(run: Run, cursor: Cursor) -> Coroutine[Any, Any, Cursor]:
+    return _fan_out(run, cursor) if len(cursor.targets) > 1 else _hop(run, cursor)
 
 
 async def _hop(run: Run, cursor: Cursor) -> Cursor:
     """Walk one edge and run the node at its end."""
-    name = cursor.targets[0]
+    name, state, left_us = cursor.targets[0], cursor.state, cursor.left_us
     node = run.graph.nodes[name]
     if (cap := run.cap_reached(name, node)) is not None:
         run.stop(Ended.CAPPED, cap)
-        return replace(cursor, targets=AT_END)
+        return cursor._replace(targets=AT_END)
     record = _opened(run, cursor, name, node)
-    hop = Hop(run, name, record, cursor.state)
+    hop = Hop(run, name, record, state)
     began_us = run.now_us()
     try:
-        verdict = await _verdict(run, node, cursor.state, hop)
+        verdict = await _verdict(run, node, state, hop, began_us)
     except asyncio.CancelledError:
         record.outcome, record.because = CANCELLED, Cause.REQUEST_CANCELLED
-        _timed(record, hop, cursor.left_us, began_us, run.now_us())
+        _timed(record, hop, left_us, began_us, run.now_us())
         raise
     ended_us = run.now_us()
-    _timed(record, hop, cursor.left_us, began_us, ended_us)
+    _timed(record, hop, left_us, began_us, ended_us)
     record.outcome, record.because, record.signals = verdict.outcome, verdict.because, verdict.signals
-    return Cursor(
-        name,
-        verdict.outcome,
-        run.graph.target(name, verdict.outcome),
-        _next(cursor.path),
-        cursor.state.after(verdict),
-        ended_us,
-    )
+    on = verdict.outcome
+    targets = run.graph.target(name, on) if run.ended is None else AT_END
+    return Cursor(name, on, targets, _next(cursor.path), state.after(verdict), ended_us)
 
 
 def _opened(run: Run, cursor: Cursor, name: str, node: Node) -> HopRecord:
@@ -188,13 +179,18 @@ def _opened(run: Run, cursor: Cursor, name: str, node: Node) -> HopRecord:
     return record
 
 
-async def _verdict(run: Run, node: Node, state: State, hop: Hop) -> Verdict:
-    """Run the node; whatever it raises becomes an outcome."""
-    declared, left_us = run.graph.declared[hop.name], run.left_us()
+async def _verdict(run: Run, node: Node, state: State, hop: Hop, began_us: int) -> Verdict:
+    """Run the node; whatever it raises becomes an outcome. Where an account limits hops, it is counted there first."""
+    declared, left_us = run.graph.declared[hop.name], run.left_us(began_us)
     if left_us is not None and left_us <= 0 and node.kind not in UNTIMED:
         return Verdict(outcome=Failure.OVER_DEADLINE, because=Cause.DEADLINE)
     try:
-        verdict = await _counted(run, node, declared.demand, state, hop, left_us)
+        if run.steps_limited and node.kind not in UNTIMED:
+            await hop.step()
+        if left_us is None or declared.demand.seconds == 0 or declared.demand.model_calls:
+            verdict = await node.run(state, hop)
+        else:
+            verdict = await _timely(node, state, hop, left_us)
     except CallFailed as failed:
         verdict = Verdict(outcome=failed.outcome, because=failed.because)
     except Stopped as stopped:
@@ -203,8 +199,13 @@ async def _verdict(run: Run, node: Node, state: State, hop: Hop) -> Verdict:
     except Exception as error:  # noqa: BLE001 -- whatever a node raises, the traversal goes on
         _log_raised(hop.name, error)
         verdict = Verdict(outcome=FAULT, because=Cause.NODE_RAISED)
+    return _admitted(run, hop.name, declared, verdict)
+
+
+def _admitted(run: Run, name: str, declared: Declared, verdict: Verdict) -> Verdict:
+    """The verdict, as far as the node may end so."""
     if verdict.outcome not in declared.outcomes:
-        log.error("node %s ended as %r, which it does not declare", hop.name, verdict.outcome)
+        log.error("node %s ended as %r, which it does not declare", name, verdict.outcome)
         verdict = Verdict(outcome=FAULT, because=Cause.NODE_RAISED)
     if run.delivered and verdict.outcome in FAILURES | {FAULT}:  # no fallback may follow what has gone out
         verdict = Verdict(outcome=CUT, because=verdict.because)
@@ -213,17 +214,8 @@ async def _verdict(run: Run, node: Node, state: State, hop: Hop) -> Verdict:
     return verdict
 
 
-async def _counted(run: Run, node: Node, demand: Demand, state: State, hop: Hop, left_us: int | None) -> Verdict:
-    """Run the node. Where an account limits hops, it is counted there first."""
-    if run.steps_limited and node.kind not in UNTIMED:
-        await hop.step()
-    return await _timely(node, demand, state, hop, left_us)
-
-
-async def _timely(node: Node, demand: Demand, state: State, hop: Hop, left_us: int | None) -> Verdict:
-    """Run the node, no longer than the deadline where it says that it takes time and does not call a model itself."""
-    if left_us is None or demand.seconds == 0 or demand.model_calls:
-        return await node.run(state, hop)
+async def _timely(node: Node, state: State, hop: Hop, left_us: int) -> Verdict:
+    """Run the node, no longer than the deadline: it says that it takes time, and does not call a model itself."""
     limit = asyncio.timeout(left_us / 1_000_000)
     try:
         async with limit:
@@ -254,13 +246,14 @@ def _without_message(error: BaseException) -> tuple[type[BaseException], BaseExc
 
 def _timed(record: HopRecord, hop: Hop, left_us: int, began_us: int, ended_us: int) -> None:
     """Split the interval from the last node's end to this one's: it is all accounted for, to the microsecond."""
-    edge = record.edges[0]
+    edge, rest_us = record.edges[0], ended_us - began_us
     edge.schedule_us = began_us - left_us
-    span_us = ended_us - began_us
-    edge.reserve_us = min(hop.reserve_us, span_us)
-    edge.queue_us = min(hop.queue_us, span_us - edge.reserve_us)
-    edge.transport_us = min(hop.transport_us, span_us - edge.reserve_us - edge.queue_us)
-    record.run_us = span_us - edge.reserve_us - edge.queue_us - edge.transport_us
+    if hop.reserve_us or hop.queue_us or hop.transport_us:
+        edge.reserve_us = min(hop.reserve_us, rest_us)
+        edge.queue_us = min(hop.queue_us, rest_us - edge.reserve_us)
+        edge.transport_us = min(hop.transport_us, rest_us - edge.reserve_us - edge.queue_us)
+        rest_us -= edge.reserve_us + edge.queue_us + edge.transport_us
+    record.run_us = rest_us
 
 
 def _next(path: tuple[int, ...]) -> tuple[int, ...]:
@@ -339,14 +332,14 @@ async def _fan_out(run: Run, cursor: Cursor) -> Cursor:
             record.because = Cause.JOIN_DECIDED
     if run.ended is not None:
         state = cursor.state.vetoed() if join.veto else _so_far(cursor.state, tasks)
-        return replace(tasks[decider].result().cursor, targets=AT_END, path=_next(cursor.path), state=state)
+        return tasks[decider].result().cursor._replace(targets=AT_END, path=_next(cursor.path), state=state)
     return _joined(run, cursor, name, tasks, decider, verdict, because)
 
 
 def _started(run: Run, cursor: Cursor, join: str) -> "list[asyncio.Task[_Branch]]":
     return [
         asyncio.create_task(
-            _branch(run, replace(cursor, targets=(target,), path=(*cursor.path, number, 1)), join),
+            _branch(run, cursor._replace(targets=(target,), path=(*cursor.path, number, 1)), join),
             name=f"{run.id}:{target}",
         )
         for number, target in enumerate(cursor.targets, 1)

@@ -5,21 +5,23 @@ One call is one POST. Nothing is retried, no redirect is followed, no proxy is t
 
 import asyncio
 import contextlib
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Self
 
 import aiohttp
 import orjson
-from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http import HttpProcessingError
 
 from budgets.ledger import Reservation
 from mesh.catalogue import Endpoint, ModelSpec, Timeouts
 from mesh.clock import Clock
 from mesh.errors import ProviderError
+from mesh.providers.http_pool import Pool, Response
 from mesh.providers.openai_errors import cut, garbage, rejected, unreachable
 from mesh.providers.protocol import LOGPROBS, Call, DeltaSink, Progress, Reply
-from mesh.providers.security import check_endpoint, check_key, private_ca
+from mesh.providers.security import check_endpoint, check_key
 from mesh.providers.sse import Event, EventStream
 from mesh.providers.wire import ALWAYS_STREAM, Reading, Request, Wire, options_fault
 from mesh.units import US_PER_S
@@ -30,16 +32,16 @@ MAX_ERROR_BYTES: Final = 64 * 2**10
 USAGE_WAIT_S: Final = 2.0  # after the last token: for the usage record; without it the reply is whole all the same
 ERROR_WAIT_S: Final = 2.0  # for the body of an error
 LINGER_S: Final = 0.02  # after the last event: for the end of the body, so that the connection can be used again
-_SLICE_BYTES: Final = 256 * 2**10
+_TICK_S: Final = 0.001  # a loop's timers are no finer
 _UPSTREAM_ID: Final = re.compile(r"[A-Za-z0-9_.:/=+-]{1,128}")
 
 
 class HttpProvider:
-    """Implements `mesh.providers.protocol.Provider` for one wire. One session per event loop, made when needed."""
+    """Implements `mesh.providers.protocol.Provider` for one wire. Each event loop has connections of its own."""
 
     def __init__(self, wire: Wire, clock: Clock) -> None:
         self._wire, self._clock = wire, clock
-        self._sessions: dict[asyncio.AbstractEventLoop, aiohttp.ClientSession] = {}
+        self._pools: dict[asyncio.AbstractEventLoop, Pool] = {}
 
     async def call(
         self,
@@ -61,13 +63,8 @@ class HttpProvider:
             raise ProviderError(AttemptStatus.TIMEOUT, Cause.TOTAL_TIMEOUT, "no time was left; nothing was sent")
         patience = _Patience(call.timeouts, streamed=streamed)
         exchange = _Exchange(self._wire, self._clock, spec, call, progress, on_delta, patience)
-        try:
-            async with patience.timer:
-                return await exchange.run(self._session(), request, endpoint.ca_file)
-        except TimeoutError:
-            if not patience.timer.expired():
-                raise
-            raise patience.error() from None
+        with patience:
+            return await exchange.run(self._pool(), request, endpoint.ca_file)
 
     async def ready(self, spec: ModelSpec) -> str | None:
         """None if at least one endpoint of the tier is configured so that it can be called. Sends nothing."""
@@ -81,109 +78,110 @@ class HttpProvider:
     async def close(self) -> None:
         """Close all connections, of every event loop that still runs."""
         here = asyncio.get_running_loop()
-        sessions, self._sessions = self._sessions, {}
-        for loop, session in sessions.items():
+        pools, self._pools = self._pools, {}
+        for loop, pool in pools.items():
             if loop is here:
-                await session.close()
+                await pool.close()
             elif loop.is_running():
-                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(session.close(), loop))
+                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(pool.close(), loop))
 
     def _fault(self, spec: ModelSpec) -> str | None:
         return (options_fault(spec) or self._wire.fault(spec)) if spec.options else None
 
-    def _session(self) -> aiohttp.ClientSession:
+    def _pool(self) -> Pool:
         loop = asyncio.get_running_loop()
-        session = self._sessions.get(loop)
-        if session is None:
-            self._sessions = {known: kept for known, kept in self._sessions.items() if not known.is_closed()}
-            session = self._sessions[loop] = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(total=None),
-                trust_env=False,
-            )
-        return session
+        pool = self._pools.get(loop)
+        if pool is None:
+            self._pools = {known: kept for known, kept in self._pools.items() if not known.is_closed()}
+            pool = self._pools[loop] = Pool()
+        return pool
 
 
 class _Patience:
     """Which of a call's time limits holds now. One timer for all of them, so that each expires under its own name.
 
-    Order: connect until the request is written, then (streams only) first token, then gaps; total all the time.
-    Invariant: `_cause` names the limit that `timer` is set to.
+    Order: connect until the request is written, then (streams only) first token, then gaps; total all the time. As a
+    context it ends what runs in it with that limit's error. A timer that is set too early finds so when it rings: most
+    limits are put off again and again, and none of that costs anything.
+    Invariants: `_cause` names the limit that ends at `_until`; while the context runs, `_alarm` rings by then.
     """
 
-    __slots__ = ("_cause", "_limits", "_loop", "_phase", "_phase_at", "_streamed", "_total_at", "timer")
+    __slots__ = (
+        "_alarm", "_alarm_at", "_cancelling", "_cause", "_expired", "_limits", "_loop", "_phase", "_phase_at",
+        "_streamed", "_task", "_total_at", "_until",
+    )  # fmt: skip
 
     def __init__(self, limits: Timeouts, *, streamed: bool) -> None:
         self._limits, self._streamed = limits, streamed
         self._loop = asyncio.get_running_loop()
-        self._total_at = self._phase_at = self._loop.time() + limits.total_us / US_PER_S
-        self._phase = Cause.TOTAL_TIMEOUT
-        self._begin(Cause.CONNECT_TIMEOUT, limits.connect_us)
-        self._cause = self._phase
-        self.timer = asyncio.timeout_at(self._phase_at)
+        self._total_at = self._loop.time() + limits.total_us / US_PER_S
+        self._expired = False
+
+    def __enter__(self) -> Self:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 -- a coroutine runs in one
+        self._task, self._cancelling = task, task.cancelling()
+        self._begin(Cause.CONNECT_TIMEOUT, self._limits.connect_us)
+        self._cause, self._until = self._phase, self._phase_at
+        self._set_alarm(self._until)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        self._alarm.cancel()
+        if self._expired and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise self._error() from None
 
     def sent(self) -> None:
-        """The request goes out. Called by aiohttp's writer, which may run on when the call is over already."""
+        """The request goes out."""
         if self._streamed:
             self._begin(Cause.FIRST_TOKEN_TIMEOUT, self._limits.first_token_us)
         else:
-            self._begin(Cause.TOTAL_TIMEOUT, self._limits.total_us)
-        with contextlib.suppress(RuntimeError):
-            self.resume()
+            self._phase, self._phase_at = Cause.TOTAL_TIMEOUT, self._total_at
+        self.resume()
 
     def token_came(self) -> None:
         self._begin(Cause.TOKEN_GAP_TIMEOUT, self._limits.token_gap_us)
 
     def resume(self) -> None:
         """Wait for the provider, as long as the present phase allows; bytes that hold no token do not extend it."""
-        self._cause = self._phase
-        self.timer.reschedule(self._phase_at)
+        self._wait(self._phase, self._phase_at)
 
     def pause(self) -> None:
         """Only the total runs: it is the client that we wait for."""
-        self._cause = Cause.TOTAL_TIMEOUT
-        self.timer.reschedule(self._total_at)
+        self._wait(Cause.TOTAL_TIMEOUT, self._total_at)
 
     def end(self) -> float:
         """The reply is whole: nothing may fail it any more. Seconds that are left of the total."""
-        self.timer.reschedule(None)
+        self._until = math.inf
         return max(0.0, self._total_at - self._loop.time())
 
-    def error(self) -> ProviderError:
+    def _begin(self, cause: Cause, limit_us: int) -> None:
+        at = self._loop.time() + limit_us / US_PER_S
+        self._phase, self._phase_at = (cause, at) if at < self._total_at else (Cause.TOTAL_TIMEOUT, self._total_at)
+
+    def _wait(self, cause: Cause, until: float) -> None:
+        self._cause, self._until = cause, until
+        if until < self._alarm_at and not self._expired:
+            self._alarm.cancel()
+            self._set_alarm(until)
+
+    def _set_alarm(self, at: float) -> None:
+        self._alarm_at, self._alarm = at, self._loop.call_at(at, self._ring)
+
+    def _ring(self) -> None:
+        if self._until <= self._loop.time() + _TICK_S:
+            self._expired = True
+            self._task.cancel()
+        elif self._until < math.inf:
+            self._set_alarm(self._until)
+
+    def _error(self) -> ProviderError:
         limit_us = {
             Cause.CONNECT_TIMEOUT: self._limits.connect_us,
             Cause.FIRST_TOKEN_TIMEOUT: self._limits.first_token_us,
             Cause.TOKEN_GAP_TIMEOUT: self._limits.token_gap_us,
         }.get(self._cause, self._limits.total_us)
         return ProviderError(AttemptStatus.TIMEOUT, self._cause, f"limit {limit_us} us")
-
-    def _begin(self, cause: Cause, limit_us: int) -> None:
-        at = self._loop.time() + limit_us / US_PER_S
-        self._phase, self._phase_at = (cause, at) if at < self._total_at else (Cause.TOTAL_TIMEOUT, self._total_at)
-
-
-class _Body(aiohttp.Payload):
-    """The request's bytes. Tells when the first of them is written: from then on the model may have them."""
-
-    _autoclose = True
-
-    def __init__(self, body: bytes, on_write: Callable[[], None]) -> None:
-        super().__init__(body, content_type="application/json")
-        self._size = len(body)
-        self._on_write = on_write
-
-    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        return str(self._value, encoding, errors)
-
-    async def write(self, writer: AbstractStreamWriter) -> None:
-        self._on_write()
-        if len(self._value) <= _SLICE_BYTES:
-            await writer.write(self._value)
-            return
-        view = memoryview(self._value)
-        for start in range(0, len(view), _SLICE_BYTES):  # in slices, so that a slow reader holds up nobody else
-            await writer.write(view[start : start + _SLICE_BYTES])
 
 
 class _Exchange:
@@ -205,29 +203,23 @@ class _Exchange:
         self._progress, self._on_delta, self._patience = progress, on_delta, patience
         self._started_us = clock.now_us()
 
-    async def run(self, session: aiohttp.ClientSession, request: Request, ca_file: str | None) -> Reply:
+    async def run(self, pool: Pool, request: Request, ca_file: str | None) -> Reply:
         try:
-            response = await session.post(
-                request.url,
-                data=_Body(request.body, self._note_sent),
-                headers=request.headers,
-                allow_redirects=False,
-                ssl=True if ca_file is None else private_ca(ca_file),
-            )
-        except aiohttp.ClientError as error:
+            response = await pool.post(request, ca_file, self._note_sent)
+        except (aiohttp.ClientError, HttpProcessingError) as error:
             raise unreachable(error) from error
         try:
             return await self._reply(response)
         finally:
-            response.close()  # a no-op if the body was read to its end; else the upstream learns that we are gone
+            response.close()
 
-    async def _reply(self, response: aiohttp.ClientResponse) -> Reply:
+    async def _reply(self, response: Response) -> Reply:
         self._progress.upstream_id = _upstream_id(response.headers)
         if response.status != 200:
             body = await _error_body(response)
             raise rejected(response.status, body, response.headers, self._clock.wall())
         source = _Source(response, self._progress)
-        if response.content_type == "text/event-stream":
+        if _media_type(response.headers) == "text/event-stream":
             return await self._stream(source)
         reply = self._wire.whole(await source.whole(), self._spec, self._call, self._progress)
         if self._on_delta is not None:
@@ -281,7 +273,7 @@ class _Source:
 
     __slots__ = ("_content", "_progress", "_size")
 
-    def __init__(self, response: aiohttp.ClientResponse, progress: Progress) -> None:
+    def __init__(self, response: Response, progress: Progress) -> None:
         self._content, self._progress, self._size = response.content, progress, 0
 
     async def chunk(self) -> bytes:
@@ -305,7 +297,7 @@ class _Source:
         return b"".join(parts)
 
 
-async def _error_body(response: aiohttp.ClientResponse) -> bytes:
+async def _error_body(response: Response) -> bytes:
     """The body of an error as far as it comes soon and is small: the status alone says enough to go on."""
     body = b""
     with contextlib.suppress(TimeoutError, aiohttp.ClientError):
@@ -336,6 +328,10 @@ def _is_json(data: bytes) -> bool:
     except orjson.JSONDecodeError:
         return False
     return True
+
+
+def _media_type(headers: Mapping[str, str]) -> str:
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def _upstream_id(headers: Mapping[str, str]) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import aiohttp
 import orjson
+from aiohttp.http import HttpProcessingError
 
 from mesh.errors import ProviderError
 from mesh.units import US_PER_S
@@ -67,7 +68,7 @@ def cut(pieces: int, why: str) -> ProviderError:
     return ProviderError(status, Cause.STREAM_CUT, f"{why} after {pieces} deltas")
 
 
-def unreachable(error: aiohttp.ClientError) -> ProviderError:
+def unreachable(error: aiohttp.ClientError | HttpProcessingError) -> ProviderError:
     """What stopped a request before any byte of a reply came."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         why = getattr(error.certificate_error, "verify_message", "") or "certificate verification failed"
@@ -75,7 +76,7 @@ def unreachable(error: aiohttp.ClientError) -> ProviderError:
     if isinstance(error, aiohttp.ClientConnectorError):
         why = error.strerror or type(error).__name__
         return ProviderError(AttemptStatus.UNAVAILABLE, Cause.CONNECT_FAILED, str(why)[:_DETAIL_CHARS])
-    if isinstance(error, aiohttp.ClientResponseError):
+    if isinstance(error, HttpProcessingError):
         return garbage("the reply is not HTTP")
     return ProviderError(AttemptStatus.UNAVAILABLE, Cause.UPSTREAM_ERROR, "the connection was closed without a reply")
 
@@ -109,10 +110,10 @@ def error_object(data: object) -> Mapping[str, Any] | None:
     """The error in a decoded reply, None if there is none. Gemini wraps it in a list, vLLM and Mistral send it bare."""
     if isinstance(data, list) and data:
         data = data[0]
-    if not isinstance(data, Mapping):
+    if not isinstance(data, dict):
         return None
     error = data.get("error")
-    if isinstance(error, Mapping):
+    if isinstance(error, dict):
         return error
     if error:
         return {"code": error}

@@ -55,7 +55,7 @@ def whole_reply(body: bytes, spec: ModelSpec, progress: Progress) -> Reply:
     if content := message["content"]:
         progress.text.append(content)
     progress.output_pieces += 1
-    extra = {key: data[key] for key in data.keys() - _KNOWN if data[key] is not None}
+    extra = {key: value for key, value in data.items() if key not in _KNOWN and value is not None}
     finish = _finish(choice.get("finish_reason"), extra, progress)
     version = data.get("model")
     return Reply(
@@ -178,9 +178,9 @@ class Assembly:
             self._progress.usage = _usage(chunk, self._spec)
         if isinstance(version := chunk.get("model"), str) and version:
             self._version = version
-        for key in chunk.keys() - _KNOWN:
-            if chunk[key] is not None:
-                self._extra[key] = chunk[key]
+        for key, value in chunk.items():
+            if key not in _KNOWN and value is not None:
+                self._extra[key] = value
 
     def _add_delta(self, delta: object, logprobs: Mapping[str, Any] | None) -> dict[str, Any] | None:
         if not isinstance(delta, dict):

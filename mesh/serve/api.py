@@ -355,20 +355,23 @@ class Api:
     ) -> Traversal | None:
         """Answer a request. Returns its record, unless the engine failed in the middle of a stream."""
         created = int(mesh.door.clock.wall().timestamp())
-        bypassed = bypass_headers(None if meta.detour is None else meta.detour.bypass.tier)
-        stream = EventStream(send, request_id, call.model, created, include_usage=call.include_usage, headers=bypassed)
-        sink = stream.deliver if call.stream else None
+        stream = None
+        if call.stream:
+            told = bypass_headers(None if meta.detour is None else meta.detour.bypass.tier)
+            usage = call.include_usage
+            stream = EventStream(send, request_id, call.model, created, include_usage=usage, headers=told)
+        sink = None if stream is None else stream.deliver
         try:
             finished = await mesh.traverse(
                 call.request, started_us=started_us, request_id=request_id, meta=meta, sink=sink
             )
         except Exception:
-            if not stream.started:
+            if stream is None or not stream.started:
                 raise
             log.exception("request %s failed in the engine, in the middle of its stream", request_id)
             await stream.fail(INTERNAL)
             return None
-        await self._reply(send, mesh, finished, stream if call.stream else None, started_us, created)
+        await self._reply(send, mesh, finished, stream, started_us, created)
         return finished.traversal
 
     async def _reply(

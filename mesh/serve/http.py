@@ -1,6 +1,5 @@
 """Plain ASGI: reading a bounded body, and sending JSON and server-sent events. No framework on the hot path."""
 
-import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any, TypeAlias
@@ -8,6 +7,7 @@ from typing import Any, TypeAlias
 import orjson
 
 from mesh.errors import RequestError
+from mesh.serve.within import within
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -46,7 +46,7 @@ async def read_body(receive: Receive, headers: Mapping[str, str], max_bytes: int
         ClientGoneError: the client went away meanwhile.
     """
     try:
-        async with asyncio.timeout(timeout_s):
+        with within(timeout_s):
             return await _whole(receive, headers, max_bytes)
     except TimeoutError as error:
         problem = f"The body had not come whole after {timeout_s:g} s, which is the limit."
@@ -89,12 +89,11 @@ async def _next(receive: Receive) -> tuple[bytes, bool]:
 async def _discard(receive: Receive) -> None:
     """Read on and throw away, within bounds: a client that still sends would not see why it was refused."""
     discarded, more = 0, True
-    with contextlib.suppress(TimeoutError, ClientGoneError):
-        async with asyncio.timeout(DISCARD_S):
-            while more and discarded < DISCARD_BYTES:
-                async with asyncio.timeout(DISCARD_GAP_S):
-                    chunk, more = await _next(receive)
-                discarded += len(chunk)
+    with contextlib.suppress(TimeoutError, ClientGoneError), within(DISCARD_S):
+        while more and discarded < DISCARD_BYTES:
+            with within(DISCARD_GAP_S):
+                chunk, more = await _next(receive)
+            discarded += len(chunk)
 
 
 def must_be_json(headers: Mapping[str, str]) -> None:

@@ -73,15 +73,10 @@ def completion_body(finished: Finished, answer: Answer, created: int) -> dict[st
 
 def reply_headers(traversal: Traversal, started_us: int, now_us: int) -> list[tuple[bytes, bytes]]:
     """What a whole reply says of itself in headers."""
-    paid_us = sum(hop.run_us for hop in traversal.hops if hop.kind in PAID_KINDS and not hop.parallel)
-    timing = ", ".join(
-        f"{name};dur={us / 1_000:.3f}"
-        for name, us in (
-            ("ingress", traversal.ingress_us),
-            ("nodes", traversal.nodes_us),
-            ("edges", traversal.edges_us),
-            ("langgraph", traversal.langgraph_us),
-        )
+    paid_us = sum([hop.run_us for hop in traversal.hops if hop.kind in PAID_KINDS and not hop.parallel])
+    timing = (
+        f"ingress;dur={traversal.ingress_us / 1_000:.3f}, nodes;dur={traversal.nodes_us / 1_000:.3f}, "
+        f"edges;dur={traversal.edges_us / 1_000:.3f}, langgraph;dur={traversal.langgraph_us / 1_000:.3f}"
     )
     return [
         header("x-mesh-request-id", traversal.request_id),

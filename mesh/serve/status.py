@@ -76,6 +76,7 @@ class Failed:
         return told if self.figures is None else {**told, "mesh": dict(self.figures)}
 
 
+_SPEAKING: Final = frozenset({Ended.OK, Ended.DEGRADED, Ended.REVIEW, Ended.QUEUED})
 INTERNAL: Final = Failed(
     500, "api_error", "internal_error", "The mesh failed; the replica's log says where.", retry=True
 )
@@ -186,7 +187,7 @@ def codes() -> dict[int, set[str]]:
 def failure_of(traversal: Traversal, answer: Answer | None) -> Failed | None:
     """None where there is something to say with status 200, else the error."""
     ended = traversal.outcome
-    if ended in (Ended.OK, Ended.DEGRADED, Ended.REVIEW, Ended.QUEUED):
+    if ended in _SPEAKING:
         return None
     if ended is Ended.CAPPED:
         return None if answer is not None and answer.text else _capped(traversal)

@@ -21,7 +21,7 @@ from mesh.units import nusd
 from mesh.vocabulary import Priority, Privacy, Risk
 
 KEY = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"(\s*:)?')
-COLON_BEHIND_SPACE = (b" :", b"\t:", b"\n:", b"\r:")
+WHITE: Final = b" \t\n\r"
 DOOR_HINTS = frozenset({"latency_ms", "max_cost_usd", "privacy", "region", "allow", "deny", "when"})
 KEPT_HINTS = frozenset({"session", "workflow", "task", "tags", "retry_of"})  # what a record says of its request
 MAX_DEPTH = 200  # orjson writes 254 levels, and a request is written with more around it
@@ -88,10 +88,10 @@ def parse_json(body: bytes) -> Any:
 def _written_keys(body: bytes, kept: int) -> int:
     """How many keys the text has; `kept` is how many are left after parsing, never more.
 
-    Counting `":` counts every key that has no space before its colon, and maybe some text. So where that count is
-    what was kept, and no colon stands behind white space, there was no other key; else a scan has to tell.
+    Counting `":`, white space left out, counts every key, and maybe some text. So where that count is what was kept,
+    there was no other key; else a scan has to tell.
     """
-    if body.count(b'":') == kept and not any(space in body for space in COLON_BEHIND_SPACE):
+    if body.translate(None, WHITE).count(b'":') == kept:
         return kept
     return sum(1 for match in KEY.finditer(body) if match[1])
 

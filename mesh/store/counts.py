@@ -23,6 +23,8 @@ OVERHEAD_US: Final = "overhead_us"  # a histogram
 
 NO_MODEL: Final = "none"
 BEYOND: Final = "inf"  # the bucket above the last bound
+_END: Final = Kind.END.value
+_CACHE: Final = Kind.CACHE.value
 TOKEN_KINDS: Final = ("input", "output", "cached_input", "cache_write", "reasoning")
 REQUEST_BOUNDS_US: Final = (
     *(5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000),
@@ -80,7 +82,7 @@ def bucket(metric: str) -> str:
 
 def overhead_us(record: Mapping[str, Any]) -> int:
     """What the mesh itself took: the total minus suspension and the critical path's models, tools and people."""
-    working_us: int = sum(hop["run_us"] for hop in record["hops"] if hop["kind"] in WORKING and not hop["parallel"])
+    working_us: int = sum([hop["run_us"] for hop in record["hops"] if hop["kind"] in WORKING and not hop["parallel"]])
     return max(0, _active_us(record) - working_us)
 
 
@@ -103,10 +105,10 @@ def _work(record: Mapping[str, Any]) -> Counts:
     counts: Counts = {}
     graph = record["graph"]
     for hop in record["hops"]:
-        if hop["kind"] != Kind.END:
+        if hop["kind"] != _END:
             series = _series(HOPS, (graph, hop["node"], hop["outcome"]))
             counts[series] = counts.get(series, 0) + 1
-        if hop["kind"] == Kind.CACHE:
+        if hop["kind"] == _CACHE:
             for series, count in _cached(graph, hop):
                 counts[series] = counts.get(series, 0) + count
         for attempt in hop["attempts"]:

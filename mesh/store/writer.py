@@ -108,7 +108,8 @@ class TraversalWriter:
             self._closing.wait(LINGER_S)
             if len(self._queue) >= BUSY_RECORDS:
                 self._closing.wait(BUSY_LINGER_S)  # a transaction costs as much as several records
-            self._wake.clear()  # before draining: what is put from here on wakes again
+            if not self._queue:  # else more will come, and to be woken costs who puts it more than a look here
+                self._wake.clear()  # before draining: what is put from here on wakes again
             try:
                 self._drain()
                 self._prune()
