@@ -35,13 +35,15 @@ from mesh.errors import LedgerUnavailableError
 log = logging.getLogger("mesh.ledger")
 
 LINGER_S: Final = 0.005
-"""How long what nobody waits for may wait for company: a settlement for the disk, on PostgreSQL for the server."""
+"""How long what nobody waits for may wait for company on its way to a server."""
 
-SOON_S: Final = 0.004
+SOON_S: Final = 0.008
 """The same where the event loop books itself, for which it has to leave its requests alone: so some at a time."""
 
+SYNC_LINGER_S: Final = 0.002  # with SOON_S the 10 ms within which a settlement is on its way to the disk
+
 MAX_BATCH: Final = 256
-MAX_PASSED: Final = 8
+MAX_PASSED: Final = 16
 MAX_HERE: Final = 64  # operations that an event loop carries out at once: some milliseconds; of more, the thread does
 IDLE_S: Final = 0.25  # a lane looks by itself this often, should its event loop have gone
 FIRST_RETRY_S: Final = 0.05
@@ -283,7 +285,7 @@ class Syncer:
         while not stopping:
             asked = [self._asked.get()]
             if asked == [[]]:  # nobody waits: what else is booked meanwhile survives by the same sync
-                time.sleep(LINGER_S)
+                time.sleep(SYNC_LINGER_S)
             while not self._asked.empty():
                 asked.append(self._asked.get_nowait())
             stopping = None in asked
