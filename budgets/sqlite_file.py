@@ -32,6 +32,7 @@ FIRST_POLL_S: Final = 0.000_05  # SQLite's own waiting for a lock begins at 1 ms
 LONGEST_POLL_S: Final = 0.002
 LOOK_S: Final = 0.01  # a look whether the file is still in its place takes as long as two statements
 WAL_PAGES: Final = 1_000  # beyond this, pages are moved into the file
+TIDY_EVERY_S: Final = 0.25
 
 
 class SqliteFile:
@@ -50,6 +51,7 @@ class SqliteFile:
         self._db: Connection = None
         self._inode: tuple[int, int] | None = None
         self._looked_s = 0.0
+        self._tidied_s = -TIDY_EVERY_S
         self._wal = -1
         self._wal_lock = threading.Lock()
         must_be_safe(path)
@@ -84,10 +86,14 @@ class SqliteFile:
                 os.fdatasync(self._wal)
 
     def tidy(self) -> None:
-        """Move what is in the WAL into the file, now and then. Writers go on, unless the WAL has become too long."""
-        size = self._wal_bytes()
-        if size < WAL_PAGES * 4_096:
+        """Move what is in the WAL into the file, now and then. Writers go on, unless the WAL has become too long.
+
+        The WAL's length does not tell what is left to move: it begins anew at its start, and keeps its length.
+        """
+        size, now_s = self._wal_bytes(), time.perf_counter()
+        if size < WAL_PAGES * 4_096 or now_s < self._tidied_s + TIDY_EVERY_S:
             return
+        self._tidied_s = now_s
         with contextlib.closing(connected(self.path)) as db:
             db.execute("PRAGMA wal_checkpoint(PASSIVE)")
             if size > WAL_LIMIT_BYTES:

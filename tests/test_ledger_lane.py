@@ -11,6 +11,7 @@ from budgets.durable import DurableLedger
 from budgets.lane import SOON_S
 from budgets.operation import Look
 from budgets.sqlite import SqliteLedgerStore
+from budgets.sqlite_file import connected
 from budgets.store import BusyError, InDoubtError
 from mesh.errors import BudgetExceededError, LedgerUnavailableError
 from tests.ledgers import request, tenant, usd
@@ -267,14 +268,29 @@ def test_closing_books_what_is_owed(tmp_path):
     asyncio.run(look())
 
 
+async def pairs(book, names):
+    for name in names:
+        held = await book.reserve(f"{name}:0:1", usd(1), (tenant(name=name),))
+        await book.settle(held, usd(1), estimated=False)
+        await book.flush()
+
+
+def test_a_log_that_keeps_its_length_is_not_moved_at_every_sync(tmp_path, monkeypatch):
+    monkeypatch.setattr("budgets.sqlite_file.WAL_PAGES", 8)
+    monkeypatch.setattr("budgets.sqlite_file.TIDY_EVERY_S", 60.0)
+    opened = []
+    monkeypatch.setattr("budgets.sqlite_file.connected", lambda path: opened.append(path) or connected(path))
+
+    async def work(book, store):
+        await pairs(book, [f"a{n}" for n in range(40)])
+        assert len(opened) == 2, "the writer's own connection, and one to move what is in the log"
+
+    on(tmp_path, work)
+
+
 def test_a_long_log_is_moved_into_the_file_beside_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr("budgets.sqlite_file.WAL_PAGES", 8)
-
-    async def pairs(book, names):
-        for name in names:
-            held = await book.reserve(f"{name}:0:1", usd(1), (tenant(name=name),))
-            await book.settle(held, usd(1), estimated=False)
-            await book.flush()
+    monkeypatch.setattr("budgets.sqlite_file.TIDY_EVERY_S", 0.0)
 
     async def work(book, store):
         before = store.path.stat().st_size
