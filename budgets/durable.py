@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 import orjson
 
@@ -65,7 +66,10 @@ class DurableLedger:
         self._store = store
         self._owner = owner
         self._wait_s = wait_s
-        self._open: set[str] = set()  # reservations that are asked for, or whose call has not ended
+        self._asking: set[str] = set()  # reservations that are asked for
+        # Those whose call has not ended. Weak, as not each is resolved here: it may have ended elsewhere meanwhile, or
+        # stay for the replica that takes its job over.
+        self._open: WeakValueDictionary[str, Reservation] = WeakValueDictionary()
         self._syncer = Syncer(store) if store.syncs else None
         self._lanes = [Lane(store, number, self._syncer) for number in range(store.lanes)]
 
@@ -89,15 +93,14 @@ class DurableLedger:
     ) -> Reservation:
         must_be_sound(reservation_id, amount, accounts)
         lane, operation = self._lane(accounts), Reserve(reservation_id, amount, accounts, lease_us, self._owner)
-        alone = not self._open
-        self._open.add(reservation_id)
+        alone = self._alone
+        self._asking.add(reservation_id)
         try:
             reservation = held(reservation_id, accounts, await self._asked(lane, operation, alone=alone))
-        except BaseException:
-            self._open.discard(reservation_id)
-            raise
-        if reservation.state != LIVE:
-            self._open.discard(reservation_id)
+        finally:
+            self._asking.discard(reservation_id)
+        if reservation.state == LIVE:
+            self._open[reservation_id] = reservation
         return reservation
 
     async def settle(self, reservation: Reservation, actual: Amount, *, estimated: bool) -> Settlement:
@@ -172,7 +175,7 @@ class DurableLedger:
 
     async def admit(self, request_id: str, tenant: str, pace: Pace, *, lease_us: int = SLOT_LEASE_US) -> Passed:
         return let_in(
-            await self._asked(self._lane_of(tenant), Admit(request_id, tenant, pace, lease_us), alone=not self._open)
+            await self._asked(self._lane_of(tenant), Admit(request_id, tenant, pace, lease_us), alone=self._alone)
         )
 
     def leave(self, request_id: str, tenant: str) -> None:
@@ -221,9 +224,15 @@ class DurableLedger:
         return self._lanes[zlib.crc32(chain.encode()) % len(self._lanes)]
 
     def _resolve(self, reservation: Reservation, actual: Amount | None, *, estimated: bool = False) -> None:
-        self._open.discard(reservation.id)
+        self._open.pop(reservation.id, None)
         operation = Resolve(reservation.id, reservation.accounts, reservation.epoch, actual, estimated)
-        self._lane(reservation.accounts).put(Job(operation))
+        frees = reservation.settlement is None or not any(reservation.settlement.overrun)
+        self._lane(reservation.accounts).put(Job(operation, frees=frees))
+
+    @property
+    def _alone(self) -> bool:
+        """Whether nobody has a call on its way, or asks for one."""
+        return not (self._asking or self._open)
 
     async def _asked(self, lane: Lane, operation: Reserve | Admit, *, alone: bool) -> Any:
         """As `_ask`; but at once where nobody else has a call on its way, or asks for one, to share a transaction with.

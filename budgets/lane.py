@@ -58,6 +58,7 @@ class Job:
 
     operation: Operation
     waiter: Waiter | None = None
+    frees: bool = True  # it takes nothing beyond what is held: what comes later may pass it
 
 
 Unheard: TypeAlias = Callable[[Job, Any], None]
@@ -113,12 +114,12 @@ class Lane:
             BusyError: that would block, or what it passed might change its outcome. Nothing was done: `put` it.
             LedgerUnavailableError: the store cannot be asked; nothing is held, or will be given back.
         """
-        free = self._store.quick and not (self._stopping or self._asked or self.problem)
-        if not (free and self._turn.acquire(blocking=False)):
+        if not (self._store.quick and self._turn.acquire(blocking=False)):
             raise BusyError
         try:
             if not self._passable(operation):
                 raise BusyError
+            passed = bool(self._jobs)  # asked now: once the turn is released, the thread may carry them out
             (outcome,) = self._store.apply(self._number, (operation,), patient=False)
         except LedgerUnavailableError as error:
             self._trouble([operation], error)
@@ -126,17 +127,20 @@ class Lane:
             raise
         finally:
             self._turn.release()
-        if self._jobs and isinstance(outcome, Refusal | Full):
-            raise BusyError  # what is queued may give back what was missing
+        if passed and isinstance(outcome, Refusal | Full):
+            raise BusyError  # what was queued may give back what was missing
         return outcome
 
     def _passable(self, operation: Reserve | Admit) -> bool:
-        """Whether all that is queued only waits for company, and concerns other requests."""
+        """Whether all that is queued only waits for company, and concerns other requests. For who has the turn."""
+        if self._stopping or self._asked or self.problem:
+            return False
         if not self._jobs:
             return True
         queued, mine = list(self._jobs), request_of(operation.id)  # another loop may put something meanwhile
         return len(queued) <= MAX_PASSED and all(
-            isinstance(job.operation, Resolve | Leave) and request_of(job.operation.id) != mine for job in queued
+            job.frees and isinstance(job.operation, Resolve | Leave) and request_of(job.operation.id) != mine
+            for job in queued
         )
 
     def _later(self, loop: asyncio.AbstractEventLoop) -> None:

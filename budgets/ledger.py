@@ -40,7 +40,7 @@ class Reservation:
     store's own clock.
     """
 
-    __slots__ = ("accounts", "amount", "epoch", "id", "lease_until_us", "settlement", "state")
+    __slots__ = ("__weakref__", "accounts", "amount", "epoch", "id", "lease_until_us", "settlement", "state")
 
     def __init__(self, seal: object, reservation_id: str, amount: Amount, accounts: tuple[Account, ...]) -> None:
         if seal is not _SEAL:

@@ -51,6 +51,8 @@ KNOWN_REQUESTS: Final = 1_000
 
 
 _BesideAmounts: TypeAlias = tuple[Quota, Quota, int]
+Told: TypeAlias = Callable[[str], None]
+"""Told of each reservation that was read."""
 
 
 def _beside_amounts(page: Page) -> _BesideAmounts:
@@ -65,10 +67,10 @@ class _Known:
     Those of other requests are known for the length of a transaction.
     """
 
-    __slots__ = ("ended", "heads", "holds", "overrides", "pages", "requests", "rows", "version")
+    __slots__ = ("db", "ended", "heads", "holds", "overrides", "pages", "requests", "rows", "version")
 
-    def __init__(self, version: int | None = None) -> None:
-        self.version = version
+    def __init__(self, db: Connection = None, version: int | None = None) -> None:
+        self.db, self.version = db, version  # versions of two connections say nothing of one another
         self.pages: dict[str, Page] = {}
         self.rows: dict[str, _BesideAmounts] = {}  # of pages, as they are written
         self.heads: dict[str, Head] = {}
@@ -80,9 +82,9 @@ class _Known:
     def current(self, db: Connection) -> "_Known":
         """What is known within this transaction. The first thing to be asked in it."""
         (version,) = db.execute("PRAGMA data_version").fetchone()
-        if version == self.version and len(self.pages) < KNOWN_PAGES:
+        if db is self.db and version == self.version and len(self.pages) < KNOWN_PAGES:
             return self
-        fresh = _Known(version)
+        fresh = _Known(db, version)
         fresh.overrides = overrides_by_key(_overrides(db))
         return fresh
 
@@ -111,13 +113,21 @@ class _Known:
             self.requests[name] = []
             self.pages[_REQUEST + name] = Page(_REQUEST + name, Scope.REQUEST.value)
         if used := [name for (name,) in db.execute(schema.GET_USED, (_json(names),)).fetchall()]:
-            self._take_holds(db, schema.GET_HOLDS_OF, used)
-            self._take_ends(db, schema.GET_ENDS_OF, used)
-            for reserved in (*self.holds, *self.ended):
-                if (name := request_of(reserved)) in used:
-                    self.requests[name].append(reserved)
-            for name in used:
-                self.pages[_REQUEST + name] = _request_page(_REQUEST + name, self)
+            self._take_holds(db, schema.GET_HOLDS_OF, used, self._count)
+            self._take_ends(db, schema.GET_ENDS_OF, used, self._count)
+
+    def _count(self, reservation_id: str) -> None:
+        """Put a reservation that was just read to its request's, and on its page, which has no row."""
+        name = request_of(reservation_id)
+        self.requests[name].append(reservation_id)
+        page = self.pages[_REQUEST + name]
+        if (hold := self.holds.get(reservation_id)) is not None and page.id in hold.accounts:
+            page.reserved += hold.amount
+        if (ended := self.ended.get(reservation_id)) is not None and page.id in ended.accounts:
+            page.settled += ended.settled
+            page.overrun += ended.overrun
+            if ended.kind is EntryKind.EXPIRED and not ended.corrected:
+                page.suspense += ended.reserved
 
     def kept(self, operations: Sequence[Operation]) -> "_Known":
         """What stays known: the transaction was kept. Old requests do not, nor do reservations of unknown ones."""
@@ -137,22 +147,25 @@ class _Known:
         self.holds.pop(reservation_id, None)
         self.ended.pop(reservation_id, None)
 
-    def _take_holds(self, db: Connection, query: str, names: Sequence[str]) -> None:
+    def _take_holds(self, db: Connection, query: str, names: Sequence[str], told: Told | None = None) -> None:
         for row in db.execute(query, (_json(names),)).fetchall():
             self.holds[row[0]] = schema.hold_of(row, tuple(orjson.loads(row[2])))
+            if told is not None:
+                told(row[0])
 
-    def _take_ends(self, db: Connection, query: str, names: Sequence[str]) -> None:
-        lost: list[str] = []
-        for ref, kind, chain, body in db.execute(query, (_json(names),)).fetchall():
+    def _take_ends(self, db: Connection, query: str, names: Sequence[str], told: Told | None = None) -> None:
+        rows = db.execute(query, (_json(names),)).fetchall()
+        for ref, kind, chain, body in rows:
             self.ended[ref] = ended_of(kind, chain, body)
-            if kind == EntryKind.EXPIRED:
-                lost.append(ref)
-        if lost:
+        if lost := [row[0] for row in rows if row[1] == EntryKind.EXPIRED]:
             for ref, body in db.execute(schema.GET_CORRECTED, (_json(lost),)).fetchall():
                 change = change_of(EntryKind.CORRECTED, body)
                 known = self.ended[ref]
                 settled = known.settled + change.settled
                 self.ended[ref] = known._replace(settled=settled, overrun=change.overrun, corrected=True)
+        if told is not None:
+            for row in rows:
+                told(row[0])
 
 
 class SqliteLedgerStore:
@@ -303,21 +316,6 @@ def _touched(db: Connection, operations: Sequence[Operation], known: _Known) -> 
         if isinstance(operation, Record | SetLimit | Keep):
             chains.add(operation.act.tenant or NO_CHAIN)
     return accounts, chains
-
-
-def _request_page(name: str, known: _Known) -> Page:
-    """What a request has used, by its reservations. It has no row."""
-    page = Page(name, Scope.REQUEST.value)
-    for hold in known.holds.values():
-        if name in hold.accounts:
-            page.reserved += hold.amount
-    for ended in known.ended.values():
-        if name in ended.accounts:
-            page.settled += ended.settled
-            page.overrun += ended.overrun
-            if ended.kind is EntryKind.EXPIRED and not ended.corrected:
-                page.suspense += ended.reserved
-    return page
 
 
 def _write(db: Connection, sheet: Sheet, known: _Known) -> None:

@@ -11,9 +11,9 @@ from budgets.durable import DurableLedger
 from budgets.lane import SOON_S
 from budgets.operation import Look
 from budgets.sqlite import SqliteLedgerStore
-from budgets.sqlite_file import connected
+from budgets.sqlite_file import LOOK_S, connected
 from budgets.store import BusyError, InDoubtError
-from mesh.errors import BudgetExceededError, LedgerUnavailableError
+from mesh.errors import BudgetExceededError, LedgerUnavailableError, ReservationError
 from tests.ledgers import request, tenant, usd
 
 
@@ -124,6 +124,56 @@ def test_a_reservation_never_passes_what_may_change_its_outcome(tmp_path):
         await book.settle(held, usd(0), estimated=False)
         held = await book.reserve("r1:0:1", usd(4), (request("r1", 5), tenant(5)))
         assert held.state == "live", "and so does what another request gives back, where it is needed"
+
+    on(tmp_path, work)
+
+
+def test_a_reservation_does_not_pass_a_settlement_that_was_billed_beyond_its_quote(tmp_path):
+    async def work(book, store):
+        held = await book.reserve("r0:0:1", usd(1), (request("r0"), tenant(5)))
+        await book.settle(held, usd(5), estimated=False)
+        with pytest.raises(BudgetExceededError):
+            await book.reserve("r1:0:1", usd(1), (request("r1"), tenant(5)))
+
+    on(tmp_path, work)
+
+
+def test_a_reservation_that_ended_elsewhere_is_company_no_longer(tmp_path):
+    async def work(book, store):
+        other = DurableLedger(SqliteLedgerStore(store.path))
+        here = await book.reserve("r0:0:1", usd(1), (request("r0"), tenant()))
+        await other.settle(await other.reserve("r0:0:1", usd(1), (request("r0"), tenant())), usd(1), estimated=False)
+        await other.close()
+        with pytest.raises(ReservationError):
+            await book.extend(here)
+        del here
+        store.batches.clear()
+        sent(book.reserve("r1:0:1", usd(1), (request("r1"), tenant())))
+        assert store.batches == [1]
+
+    on(tmp_path, work)
+
+
+def test_what_was_known_of_a_file_says_nothing_of_the_one_in_its_place(tmp_path):
+    """Each connection counts the changes of others by itself: two may say the same number of two files."""
+
+    async def spent(book, dollars):
+        held = await book.reserve("x:0:1", usd(dollars), (request("x"), tenant(100)))
+        await book.settle(held, usd(dollars), estimated=False)
+        await book.flush()
+
+    async def work(book, store):
+        other = DurableLedger(SqliteLedgerStore(tmp_path / "other.sqlite3"))
+        await spent(other, 90)
+        await other.close()
+        await spent(book, 1)
+        for suffix in ("", "-wal", "-shm"):
+            store.path.with_name(f"l.sqlite3{suffix}").rename(tmp_path / f"away{suffix}")
+            if (new := tmp_path / f"other.sqlite3{suffix}").exists():
+                new.rename(store.path.with_name(f"l.sqlite3{suffix}"))
+        await asyncio.sleep(LOOK_S)
+        with pytest.raises(BudgetExceededError):
+            await book.reserve("r:0:1", usd(50), (request("r"), tenant(100)))
 
     on(tmp_path, work)
 
@@ -307,14 +357,14 @@ def test_a_long_log_is_moved_into_the_file_beside_the_work(tmp_path, monkeypatch
 
 def test_what_operations_are_at_fault_is_found_out_by_the_thread_and_not_by_the_event_loop(tmp_path):
     async def work(book, store):
-        await book.reserve("before:0:1", usd(1), (tenant(),))  # it is on its way, so that the others wait for company
+        company = await book.reserve("before:0:1", usd(1), (tenant(),))  # on its way, so that the others wait
         store.threads.clear()
         good = [asyncio.ensure_future(book.reserve(f"r:0:{n}", usd(1), (tenant(),))) for n in (1, 2)]
         faulty = asyncio.ensure_future(book._ask(book._lanes[0], Look("faulty")))
         outcomes = await asyncio.gather(*good, faulty, return_exceptions=True)
         assert [type(each).__name__ for each in outcomes] == ["Reservation", "Reservation", "KeyError"]
         assert threading.main_thread() not in store.threads
-        assert (await book.reserve("r:0:3", usd(1), (tenant(),))).state == "live"
+        assert (await book.reserve("r:0:3", usd(1), (tenant(),))).state == company.state == "live"
 
     on(tmp_path, work)
 
@@ -352,3 +402,61 @@ def test_what_is_known_of_requests_does_not_become_more_and_what_was_forgotten_i
         assert (await book.reserve("r0:1:1", usd(4), (request("r0", 5), tenant()))).state == "live"
 
     on(tmp_path, work)
+
+
+class Turn:
+    """A lane's lock, at which something happens once: other threads come between two steps of the event loop."""
+
+    def __init__(self, lane, *, before=None, behind=None):
+        self.lock, self.before, self.behind = lane._turn, before, behind
+        lane._turn = self
+
+    def acquire(self, blocking=True):
+        self.before = self._happens(self.before)
+        return self.lock.acquire(blocking)
+
+    def release(self):
+        self.lock.release()
+        self.behind = self._happens(self.behind)
+
+    def _happens(self, what):
+        if what is not None and threading.current_thread() is threading.main_thread():
+            thread = threading.Thread(target=what)
+            thread.start()
+            thread.join()
+            return None
+        return what
+
+    def __enter__(self):
+        self.acquire()
+
+    def __exit__(self, *exc_info):
+        self.release()
+
+
+def test_a_refusal_is_asked_again_where_the_thread_has_just_carried_out_what_was_passed(tmp_path):
+    async def work(book, store):
+        held = await book.reserve("r0:0:1", usd(4), (tenant(5),))
+        await book.settle(held, usd(0), estimated=False)
+        lane = book._lanes[0]
+        turn = Turn(lane, behind=lambda: drained(lane))
+        assert (await book.reserve("r1:0:1", usd(4), (tenant(5),))).state == "live"
+        assert turn.behind is None
+
+    def drained(lane):
+        with lane._turn:
+            lane._drain()
+
+    on(tmp_path, work)
+
+
+def test_a_ledger_that_another_thread_closes_meanwhile_reserves_nothing(tmp_path):
+    async def go():
+        book = DurableLedger(Store(tmp_path / "l.sqlite3"))
+        turn = Turn(book._lanes[0], before=book._stop)
+        with pytest.raises(LedgerUnavailableError, match="it was closed"):
+            await book.reserve("r:0:1", usd(1), (tenant(),))
+        assert turn.before is None
+        assert book._store._file._db is None, "the file stays closed"
+
+    asyncio.run(go())

@@ -141,6 +141,49 @@ def test_a_refusal_that_comes_before_the_prompt_is_read_counts_and_the_connectio
     run(work())
 
 
+def test_what_comes_unasked_on_a_kept_connection_is_nobody_s_reply() -> None:
+    async def work() -> None:
+        provider = OpenAIProvider(SystemClock())
+        whole, unasked = orjson.dumps(WHOLE), orjson.dumps(first_choice(message={"content": "another's"}))
+        replies = [OK_HEAD + b"content-length: %d\r\n\r\n" % len(body) + body for body in (whole, unasked)]
+        async with raw(replies[0], 0.02, replies[1], keep=True) as seen:
+            for number in range(1, 4):
+                assert (await ask(seen.url, provider=provider)).answer.message["content"] == "Hi!"
+                assert (seen.connections, len(seen.heads)) == (number, number)
+                await asyncio.sleep(0.2)
+            await provider.close()
+
+    run(work())
+
+
+def open_files() -> int:
+    return len(list(Path("/dev/fd").iterdir()))
+
+
+def test_a_connection_to_an_upstream_that_reads_nothing_is_gone_with_its_call() -> None:
+    async def work() -> None:
+        never = asyncio.Event()
+
+        async def read_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            await never.wait()
+
+        provider = OpenAIProvider(SystemClock())
+        server = await asyncio.start_server(read_nothing, "127.0.0.1", 0)
+        host, port = server.sockets[0].getsockname()[:2]
+        before = open_files()
+        limits = {"first_token_us": 50_000, "total_us": 100_000}
+        for _ in range(3):
+            asked = await ask(f"http://{host}:{port}/v1", provider=provider, prompt="x" * 2**24, limits=limits)
+            assert asked.failed == (Status.TIMEOUT, Cause.TOTAL_TIMEOUT)
+        await asyncio.sleep(0.1)
+        assert open_files() == before + 3, "only the upstream's own ends are left"
+        await provider.close()
+        server.close()
+
+    run(work())
+
+
 def test_a_header_cannot_smuggle_in_another() -> None:
     async def work() -> None:
         async with serving(replying(WHOLE)) as seen:

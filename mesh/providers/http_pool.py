@@ -19,6 +19,7 @@ from mesh.providers.security import private_ca
 from mesh.providers.wire import Request
 
 _MAX_TARGETS: Final = 1024
+_MAX_UNASKED: Final = 100  # connections that are left, one after the other, before a call is given up
 _NO_LIMITS: Final = aiohttp.ClientTimeout(total=None)  # the caller has its own
 _SLICE_BYTES: Final = 64 * 2**10  # what a transport takes before it asks to wait
 _SWITCHING: Final = 101  # the only status below 200 after which no other comes
@@ -44,7 +45,7 @@ class Pool:
         """
         target = self._targets.get((request.url, ca_file)) or self._target(request.url, ca_file)
         try:
-            response = Response(await self._connector.connect(target, traces=[], timeout=_NO_LIMITS))
+            response = Response(await self._connected(target))
         except UnicodeError as error:  # a host that no name server can be asked about
             raise aiohttp.InvalidURL(request.url) from error
         try:
@@ -56,6 +57,16 @@ class Pool:
 
     async def close(self) -> None:
         await self._connector.close()
+
+    async def _connected(self, target: aiohttp.ClientRequest) -> Connection:
+        """A connection on which nothing waits to be read: what came unasked would be taken for this request's reply."""
+        for _ in range(_MAX_UNASKED):
+            connection = await self._connector.connect(target, traces=[], timeout=_NO_LIMITS)
+            protocol = connection.protocol
+            if protocol is not None and not protocol.should_close:
+                return connection
+            connection.close()
+        raise aiohttp.ClientConnectionError("on every connection something came before it was asked for")
 
     def _target(self, url: str, ca_file: str | None) -> aiohttp.ClientRequest:
         """What the connector asks about a URL, and the headers that every request to it has. Never sent itself."""
@@ -103,13 +114,18 @@ class Response:
             self.status, self.headers = message.code, message.headers
 
     def close(self) -> None:
-        """Keep the connection if the request and its reply are whole; else the upstream learns that we are gone."""
+        """Keep the connection if the request and its reply are whole; else the upstream learns that we are gone.
+
+        At once, even if it reads nothing: a mere close would wait for it to take what is written, maybe for ever.
+        """
         written = self._writing is None or self._writing.done()
         if written and self.status >= 200 and self.content.is_eof():
             self._connection.release()
             return
         if self._writing is not None:
             self._writing.cancel()
+        if self._connection.protocol is not None:
+            self._connection.protocol.abort()
         self._connection.close()
 
 
