@@ -51,8 +51,6 @@ KNOWN_REQUESTS: Final = 1_000
 
 
 _BesideAmounts: TypeAlias = tuple[Quota, Quota, int]
-Told: TypeAlias = Callable[[str], None]
-"""Told of each reservation that was read."""
 
 
 def _beside_amounts(page: Page) -> _BesideAmounts:
@@ -113,8 +111,9 @@ class _Known:
             self.requests[name] = []
             self.pages[_REQUEST + name] = Page(_REQUEST + name, Scope.REQUEST.value)
         if used := [name for (name,) in db.execute(schema.GET_USED, (_json(names),)).fetchall()]:
-            self._take_holds(db, schema.GET_HOLDS_OF, used, self._count)
-            self._take_ends(db, schema.GET_ENDS_OF, used, self._count)
+            held, ended = self._take_holds(db, schema.GET_HOLDS_OF, used), self._take_ends(db, schema.GET_ENDS_OF, used)
+            for reserved in (*held, *ended):
+                self._count(reserved)
 
     def _count(self, reservation_id: str) -> None:
         """Put a reservation that was just read to its request's, and on its page, which has no row."""
@@ -147,13 +146,15 @@ class _Known:
         self.holds.pop(reservation_id, None)
         self.ended.pop(reservation_id, None)
 
-    def _take_holds(self, db: Connection, query: str, names: Sequence[str], told: Told | None = None) -> None:
-        for row in db.execute(query, (_json(names),)).fetchall():
+    def _take_holds(self, db: Connection, query: str, names: Sequence[str]) -> list[str]:
+        """Read live reservations; the ids of those that there are."""
+        rows = db.execute(query, (_json(names),)).fetchall()
+        for row in rows:
             self.holds[row[0]] = schema.hold_of(row, tuple(orjson.loads(row[2])))
-            if told is not None:
-                told(row[0])
+        return [row[0] for row in rows]
 
-    def _take_ends(self, db: Connection, query: str, names: Sequence[str], told: Told | None = None) -> None:
+    def _take_ends(self, db: Connection, query: str, names: Sequence[str]) -> list[str]:
+        """Read how reservations ended; the ids of those that did."""
         rows = db.execute(query, (_json(names),)).fetchall()
         for ref, kind, chain, body in rows:
             self.ended[ref] = ended_of(kind, chain, body)
@@ -163,9 +164,7 @@ class _Known:
                 known = self.ended[ref]
                 settled = known.settled + change.settled
                 self.ended[ref] = known._replace(settled=settled, overrun=change.overrun, corrected=True)
-        if told is not None:
-            for row in rows:
-                told(row[0])
+        return [row[0] for row in rows]
 
 
 class SqliteLedgerStore:
@@ -343,9 +342,7 @@ def _write_pages(db: Connection, pages: Iterable[Page], known: _Known) -> None:
         row, beside = schema.page_row(page), _beside_amounts(page)
         seal = schema.seal_of(row)
         if known.rows.get(page.id) == beside:
-            db.execute(
-                schema.PUT_AMOUNTS, (*page.settled, *page.reserved, *page.overrun, *page.suspense, seal, page.id)
-            )
+            db.execute(schema.PUT_AMOUNTS, (*schema.amounts_of(page), seal, page.id))
         else:
             db.execute(schema.PUT_PAGE, (*row, seal))
             known.rows[page.id] = beside

@@ -140,6 +140,7 @@ def page_row(page: Page) -> tuple[Any, ...]:
 
 
 def amounts_of(page: Page) -> tuple[int, ...]:
+    """The values of `_AMOUNTS`."""
     return (*page.settled, *page.reserved, *page.overrun, *page.suspense)
 
 
