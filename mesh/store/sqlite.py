@@ -80,6 +80,13 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             PRIMARY KEY (metric, labels)
         ) STRICT, WITHOUT ROWID""",
     ),
+    (
+        # The planner's statistics. Those of a young table told it that reading the whole of it costs nothing, for as
+        # long as it grew; without any it takes the indexes above, which every query here has one of.
+        "DROP TABLE IF EXISTS sqlite_stat1",
+        "DROP TABLE IF EXISTS sqlite_stat4",
+        "ANALYZE sqlite_schema",  # analyses nothing: this connection forgets them too
+    ),
 )
 
 _UPSERT: Final = (
@@ -249,7 +256,6 @@ def _rows_beyond(db: Connection, max_bytes: int) -> int:
 
 
 def _give_back(db: Connection) -> None:
-    """Return some free pages to the file system, and keep the planner's statistics fresh."""
+    """Return some free pages to the file system."""
     if pragma(db, "freelist_count") * VACUUM_SHARE > pragma(db, "page_count"):
         db.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
-    db.execute("PRAGMA optimize").fetchall()
