@@ -16,10 +16,10 @@ from mesh.units import US_PER_S
 log = logging.getLogger("mesh.store")
 
 MAX_QUEUED: Final = 10_000
-MAX_BATCH: Final = 256  # records in one transaction: short locks
+MAX_BATCH: Final = 512  # records in one transaction: short locks
 LINGER_S: Final = 0.05  # how long a record waits for others to share its transaction
 BUSY_RECORDS: Final = 16
-BUSY_LINGER_S: Final = 0.15
+BUSY_LINGER_S: Final = 0.45  # to be readable within a second leaves as much again for a busy disk
 YIELD_S: Final = 0.000_001
 YIELD_EVERY: Final = 4  # records
 FIRST_RETRY_S: Final = 0.05
@@ -35,7 +35,7 @@ Observer = Callable[[Traversal], None]
 class TraversalWriter:
     """One background thread that writes batches. A record must not be changed after it was put.
 
-    Records are on disk some 0.05 s after `put`, 0.2 s where many come, as long as the disk keeps up.
+    Records are on disk some 0.05 s after `put`, 0.5 s where many come, as long as the disk keeps up.
     While it does not, up to `max_queued` wait; beyond that, new ones are dropped, counted in `dropped`, and logged.
     Replies never wait.
     """
