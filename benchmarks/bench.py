@@ -18,7 +18,7 @@ from typing import Final
 from benchmarks import machine, table
 from benchmarks.measure import BACK_TO_BACK, IDLING, LOADED, STREAMING, Point, Samples, now, rounds
 from benchmarks.memory import Memory, read, under_load
-from benchmarks.mesh_system import bare, forgetful, mesh
+from benchmarks.mesh_system import SCALED, bare, forgetful, mesh, scaled
 from benchmarks.parts import Parts, parts, traversals
 from benchmarks.peers import litellm, portkey
 from benchmarks.processes import foreign_listeners
@@ -27,7 +27,7 @@ from benchmarks.systems import System, UnavailableError, Upstream, direct, passt
 FLOOR: Final = "direct to mock"
 YARDSTICK: Final = "pass-through"
 PROBE: Final = "mesh, /health only"
-OURS: Final = (FLOOR, YARDSTICK, "mesh", "mesh, guarded", "mesh, bare", "mesh, ledger in memory", PROBE)
+OURS: Final = (FLOOR, YARDSTICK, "mesh", "mesh, guarded", "mesh, bare", "mesh, ledger in memory", SCALED, PROBE)
 
 
 @dataclass(slots=True)
@@ -90,6 +90,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--guarded", action="store_true", help="also the mesh with its injection detector in front")
     parser.add_argument("--bare", action="store_true", help="also the mesh without LangGraph (form=bare)")
     parser.add_argument("--forgetful", action="store_true", help="also the mesh with its ledger in memory")
+    parser.add_argument("--replicas", type=int, metavar="N", help="also the mesh with N ingress replicas")
     parser.add_argument(
         "--peers", action="store_true", help="install and measure LiteLLM's proxy and Portkey's gateway"
     )
@@ -109,12 +110,14 @@ def _started(stack: ExitStack, mock: Upstream, folder: Path, asked: argparse.Nam
     if not asked.no_mesh:
         _tell("starting the mesh with `serve run`")
         systems += stack.enter_context(mesh(mock, folder, guarded=asked.guarded))
-    if asked.bare:
-        _tell("starting the mesh without LangGraph")
-        systems.append(stack.enter_context(bare(mock, folder)))
-    if asked.forgetful:
-        _tell("starting the mesh with its ledger in memory")
-        systems.append(stack.enter_context(forgetful(mock, folder)))
+    for wanted, what, another in (
+        (asked.bare, "without LangGraph", bare),
+        (asked.forgetful, "with its ledger in memory", forgetful),
+        (asked.replicas, f"with {asked.replicas} replicas", partial(scaled, replicas=asked.replicas)),
+    ):
+        if wanted:
+            _tell(f"starting the mesh {what}")
+            systems.append(stack.enter_context(another(mock, folder)))
     if asked.peers:
         peers: dict[str, Callable[[], AbstractContextManager[System]]] = {
             "LiteLLM proxy": partial(litellm, mock, folder, asked.litellm_version),

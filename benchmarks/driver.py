@@ -194,6 +194,7 @@ def main() -> None:
     """One load from stdin, its findings to stdout."""
     found = drive(Load(**orjson.loads(sys.stdin.buffer.read())))
     sys.stdout.buffer.write(orjson.dumps(asdict(found)))
+    sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

@@ -157,8 +157,16 @@ def measure(system: System, point: Point, mock: Upstream, turn: int, *, seconds:
     )
 
 
+class CutOffError(RuntimeError):
+    """A driver's findings did not arrive whole."""
+
+
 def drive(load: Load) -> Found:
-    """One load by a fresh driver process."""
+    """One load by a fresh driver process.
+
+    Raises:
+        CutOffError: it ended well, and what it wrote is cut off. Seen twice in some hundred loads, at 128 KiB each.
+    """
     patience_s = load.warmup_s + load.seconds + load.timeout_s + 30
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.driver"],
@@ -168,7 +176,10 @@ def drive(load: Load) -> Found:
         timeout=patience_s,
         check=True,
     )
-    return Found(**orjson.loads(done.stdout))
+    try:
+        return Found(**orjson.loads(done.stdout))
+    except orjson.JSONDecodeError as error:
+        raise CutOffError(f"a driver's findings end after {len(done.stdout)} bytes: {error}") from error
 
 
 def rounds(
@@ -192,7 +203,11 @@ def rounds(
                 system = systems[(index + turn) % len(systems)]
                 if point.stream and system.probe:
                     continue
-                sample = measure(system, point, mock, turn, seconds=seconds, warmup_s=warmup_s)
+                try:
+                    sample = measure(system, point, mock, turn, seconds=seconds, warmup_s=warmup_s)
+                except CutOffError as error:
+                    tell(f"round {turn + 1}/{turns}  {point.name:18} {system.name:16} is measured again: {error}")
+                    sample = measure(system, point, mock, turn, seconds=seconds, warmup_s=warmup_s)
                 found.all.append(sample)
                 shown = "no reply" if (p50 := sample.us(0.5)) is None else f"p50 {p50 / 1000:.3f} ms"
                 tell(f"round {turn + 1}/{turns}  {point.name:18} {system.name:16} {shown}  {sample.per_s:.0f}/s")

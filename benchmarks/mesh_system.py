@@ -14,6 +14,7 @@ from benchmarks.systems import ROOT, System, Upstream, inherited, ready
 APP: Final = "benchmarks.graph:app"
 GRAPH: Final = "bench"
 GUARDED: Final = "bench-guarded"
+SCALED: Final = "mesh, more replicas"
 START_S: Final = 180
 CONFIG: Final = """default = "bench"
 
@@ -70,7 +71,18 @@ def forgetful(mock: Upstream, folder: Path) -> Iterator[System]:
 
 
 @contextlib.contextmanager
-def _served(name: str, mock: Upstream, folder: Path, app: Sequence[str]) -> Iterator[System]:
+def scaled(mock: Upstream, folder: Path, replicas: int) -> Iterator[System]:
+    """The same graph on several ingress replicas, which share the ledger, behind a `serve run` and a Ray of its own.
+
+    Raises:
+        ProcessError: it did not start.
+    """
+    with _served(SCALED, mock, folder, [APP, f"replicas={replicas}"], replicas=replicas) as system:
+        yield system
+
+
+@contextlib.contextmanager
+def _served(name: str, mock: Upstream, folder: Path, app: Sequence[str], *, replicas: int = 1) -> Iterator[System]:
     home = folder / name.replace(", ", "-").replace(" ", "-")
     home.mkdir()
     config = home / "mesh.toml"
@@ -79,7 +91,8 @@ def _served(name: str, mock: Upstream, folder: Path, app: Sequence[str]) -> Iter
     serve = str(Path(sys.executable).parent / "serve")
     argv = [serve, "run", "--app-dir", str(ROOT), *app, f"port={port}", f"config={config}"]
     with ended(start(home.name, argv, folder=folder, env=inherited(), cwd=home)) as running:
-        version = f"ray {metadata.version('ray')}, langgraph {metadata.version('langgraph')}, 1 ingress replica"
+        packages = ", ".join(f"{package} {metadata.version(package)}" for package in ("ray", "langgraph"))
+        version = f"{packages}, {replicas} ingress replica{'s' if replicas > 1 else ''}"
         system = System(name=name, version=version, port=port, model=GRAPH, running=running)
         ready(system, START_S)
         yield system
