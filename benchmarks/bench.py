@@ -6,6 +6,7 @@
 import argparse
 import contextlib
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -64,6 +65,7 @@ class Report:
 def main() -> int:
     """Run, print, and say by the exit code whether all of our own requests were answered rightly."""
     asked = _arguments()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that all that was started is ended
     settings: dict[str, object] = {name: value for name, value in vars(asked).items() if name != "json"}
     report = Report(now(), machine.facts(), settings)
     with tempfile.TemporaryDirectory(prefix="mesh-bench-") as name, ExitStack() as stack:
