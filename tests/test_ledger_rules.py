@@ -266,6 +266,9 @@ def test_a_late_settlement_is_one_correction_however_often_it_comes(stand):
             await other.settle(zombie, usd(5), estimated=False)
             await other.flush()
             await other.close()
+            reader = stand.open("reader")  # it reads how the request's reservation ended, and what corrected that
+            assert await reader.balance(request("r")) == Balance(usd(90), NOTHING, Amount(30, 0), NOTHING)
+            await reader.close()
         assert await kinds(book) == ["expired", "corrected", "overrun"]
         assert await book.balance(tenant()) == Balance(usd(90), NOTHING, Amount(30, 0), NOTHING)
         assert (await book.balance(request("r"))).settled in (usd(90), NOTHING)
